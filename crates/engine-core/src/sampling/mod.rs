@@ -1,0 +1,3 @@
+//! Choosing the next token from logits, on the host.
+
+pub mod rng;

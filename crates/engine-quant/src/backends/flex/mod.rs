@@ -1,0 +1,5 @@
+use burn_flex::Flex;
+
+use crate::QuantOps;
+
+impl QuantOps for Flex {}
