@@ -5,13 +5,21 @@
 
 mod backends;
 mod batch;
+mod checkpoint;
+mod config;
+mod error;
 mod kv;
 pub mod ops;
+mod rope;
 pub mod sampling;
 
 pub use batch::{BatchInput, ForwardBatch, LogitRows, MetaLayout, SequenceChunk};
+pub use checkpoint::{Checkpoint, StoredType, TensorRef};
+pub use config::{Architecture, GenerationConfig, LayerConfig, ModelConfig};
+pub use error::LoadError;
 pub use kv::{KvCache, LayerKv};
 pub use ops::CoreOps;
+pub use rope::{Rope, RopeConfig, RopeLength, RopeScaling};
 
 /// Everything a model needs of a backend.
 pub trait ModelBackend: CoreOps + engine_quant::QuantOps {}

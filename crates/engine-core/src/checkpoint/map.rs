@@ -1,0 +1,32 @@
+use std::{fs::File, ops::Deref, path::Path};
+
+use memmap2::Mmap;
+
+use crate::LoadError;
+
+/// The bytes of a file, paged in by the operating system as they are read.
+#[derive(Debug)]
+pub(super) struct MappedFile(Mmap);
+
+impl MappedFile {
+    pub(super) fn open(path: &Path) -> Result<Self, LoadError> {
+        let io = |source| LoadError::Io { path: path.to_path_buf(), source };
+        let file = File::open(path).map_err(io)?;
+        if !file.metadata().map_err(io)?.is_file() {
+            return Err(io(std::io::ErrorKind::IsADirectory.into()));
+        }
+        // SAFETY: the mapping is private to this type and read-only. Rust's part of the contract
+        // is that the bytes do not change while borrowed: whoever overwrites or truncates a
+        // checkpoint in place while it is loaded breaks it, as for every program that maps files;
+        // replacing a file by renaming, as downloads and package managers do, is safe.
+        unsafe { Mmap::map(&file) }.map(Self).map_err(io)
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}

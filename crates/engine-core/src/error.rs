@@ -1,0 +1,167 @@
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// Why a model directory could not be read.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The operating system refused.
+    #[error("cannot read {}: {source}", path.display())]
+    Io {
+        /// What was read.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A JSON file is larger than such a file can sensibly be.
+    #[error(
+        "{} has {found} bytes, a file of its kind has at most {max}; is it the right file?",
+        file.display()
+    )]
+    TooLarge {
+        /// The file.
+        file: PathBuf,
+        /// The limit, in bytes.
+        max: u64,
+        /// Its size, in bytes.
+        found: u64,
+    },
+    /// Not JSON.
+    #[error("{} is not valid JSON: {source}; download the file again", file.display())]
+    Json {
+        /// The file.
+        file: PathBuf,
+        /// Line, column and reason.
+        source: serde_json::Error,
+    },
+    /// A key of a JSON file is missing, has the wrong type or an impossible value.
+    #[error("{}: `{key}`: expected {expected}, found {found}", file.display())]
+    Value {
+        /// The file.
+        file: PathBuf,
+        /// The key, with its parents before dots.
+        key: String,
+        /// What would have been right.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// The model is of a family that this library does not have.
+    #[error("{}: architecture {found} is not supported; supported are {}", file.display(), known.join(", "))]
+    UnknownArchitecture {
+        /// The file.
+        file: PathBuf,
+        /// What the file names.
+        found: String,
+        /// What the library knows.
+        known: Vec<&'static str>,
+    },
+    /// A directory without weights in a format that can be read.
+    #[error(
+        "{} has neither model.safetensors nor model.safetensors.index.json, found {found}; {advice}",
+        dir.display()
+    )]
+    NoWeights {
+        /// The directory.
+        dir: PathBuf,
+        /// What looks like weights there.
+        found: String,
+        /// How to get safetensors.
+        advice: &'static str,
+    },
+    /// A file that is called safetensors and is something else.
+    #[error("{} is not a safetensors file but {found}; download it again", file.display())]
+    NotSafetensors {
+        /// The file.
+        file: PathBuf,
+        /// What it looks like.
+        found: &'static str,
+    },
+    /// The header of a safetensors file breaks the format's rules.
+    #[error(
+        "{}: damaged header: expected {expected}, found {found}; download the file again",
+        file.display()
+    )]
+    Header {
+        /// The file.
+        file: PathBuf,
+        /// The rule.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A tensor's entry in a safetensors header breaks the format's rules.
+    #[error(
+        "{}: tensor `{tensor}`: expected {expected}, found {found}; download the file again",
+        file.display()
+    )]
+    TensorEntry {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The rule.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// The index and the shards disagree.
+    #[error("{}: `{key}`: expected {expected}, found {found}; {advice}", file.display())]
+    Index {
+        /// The index file.
+        file: PathBuf,
+        /// A tensor of the index.
+        key: String,
+        /// What would have been right.
+        expected: String,
+        /// What is there.
+        found: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// A tensor that the model needs is not in the checkpoint.
+    #[error(
+        "{}: no tensor `{tensor}`; the closest name is {closest}; \
+         does config.json belong to these weights?",
+        file.display()
+    )]
+    MissingTensor {
+        /// The file or index that was searched.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The most similar name there is.
+        closest: String,
+    },
+    /// A tensor has another shape than `config.json` says.
+    #[error(
+        "{}: tensor `{tensor}`: expected shape {expected:?}, found {found:?}; \
+         does config.json belong to these weights?",
+        file.display()
+    )]
+    Shape {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What the model needs.
+        expected: Vec<usize>,
+        /// What is there.
+        found: Vec<usize>,
+    },
+    /// A tensor's elements are not of a type that can be computed with.
+    #[error(
+        "{}: tensor `{tensor}`: expected F32, F16 or BF16, found {found}; \
+         convert the checkpoint to one of these",
+        file.display()
+    )]
+    ElementType {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The type's name in the file.
+        found: String,
+    },
+}
