@@ -57,6 +57,9 @@ pub enum LoadError {
         /// What the library knows.
         known: Vec<&'static str>,
     },
+    /// A matrix could not be stored.
+    #[error(transparent)]
+    Weight(#[from] engine_quant::QuantError),
     /// A directory without weights in a format that can be read.
     #[error(
         "{} has neither model.safetensors nor model.safetensors.index.json, found {found}; {advice}",

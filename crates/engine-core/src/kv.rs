@@ -1,4 +1,4 @@
-use burn_tensor::{DType, Tensor, backend::Backend};
+use burn_tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
 /// Keys and values of one layer.
 #[derive(Debug, Clone)]
@@ -27,24 +27,48 @@ impl<B: Backend> KvCache<B> {
         Self { layers }
     }
 
-    /// Bytes of one slot over all layers.
-    pub fn slot_bytes(num_layers: usize, row_len: usize) -> usize {
-        num_layers * 2 * row_len * size_of::<f32>()
-    }
-
     /// Copies whole blocks, `(from, to)`, in every layer: the copy of copy-on-write.
     pub fn copy_blocks(&mut self, copies: &[(u32, u32)], block_size: usize) {
-        for layer in &mut self.layers {
-            for tensor in [&mut layer.keys, &mut layer.values] {
-                for &(from, to) in copies {
-                    let from = from as usize * block_size;
-                    let to = to as usize * block_size;
-                    tensor.inplace(|rows| {
-                        let block = rows.clone().slice([from..from + block_size]);
-                        rows.slice_assign([to..to + block_size], block)
-                    });
-                }
+        let rows = |block: u32| {
+            let start = block as i32 * block_size as i32;
+            (start..start + block_size as i32).collect::<Vec<_>>()
+        };
+        let tensors = self.layers.iter_mut().flat_map(|layer| [&mut layer.keys, &mut layer.values]);
+        for tensor in tensors {
+            for &(from, to) in copies {
+                let options = (&tensor.device(), DType::I32);
+                let from =
+                    Tensor::<B, 1, Int>::from_data(TensorData::from(&rows(from)[..]), options);
+                let to = to as usize * block_size;
+                // `select` copies; a slice would share the cache's memory and force a copy of it all.
+                tensor.inplace(|cache| {
+                    let block = cache.clone().select(0, from);
+                    cache.slice_assign([to..to + block_size], block)
+                });
             }
         }
     }
+
+    /// Downloads a block: keys and values of each layer in turn, each `[block_size, row]`.
+    pub fn read_block(&self, block: u32, block_size: usize) -> Vec<TensorData> {
+        let start = block as usize * block_size;
+        let read =
+            |tensor: &Tensor<B, 2>| tensor.clone().slice([start..start + block_size]).into_data();
+        self.layers.iter().flat_map(|layer| [read(&layer.keys), read(&layer.values)]).collect()
+    }
+
+    /// Uploads what [`KvCache::read_block`] gave to another block.
+    pub fn write_block(&mut self, block: u32, block_size: usize, data: Vec<TensorData>) {
+        let start = block as usize * block_size;
+        let tensors = self.layers.iter_mut().flat_map(|layer| [&mut layer.keys, &mut layer.values]);
+        for (tensor, data) in tensors.zip(data) {
+            let rows = Tensor::from_data(data, (&tensor.device(), DType::F32));
+            tensor.inplace(|cache| cache.slice_assign([start..start + block_size], rows));
+        }
+    }
+}
+
+/// Bytes of one position's keys and values over all layers; `row_len = kv_heads * head_dim`.
+pub fn kv_bytes_per_token(num_layers: usize, row_len: usize) -> usize {
+    num_layers * 2 * row_len * size_of::<f32>()
 }

@@ -9,6 +9,7 @@ mod checkpoint;
 mod config;
 mod error;
 mod kv;
+mod model;
 pub mod ops;
 mod rope;
 pub mod sampling;
@@ -17,7 +18,8 @@ pub use batch::{BatchInput, ForwardBatch, LogitRows, MetaLayout, SequenceChunk};
 pub use checkpoint::{Checkpoint, StoredType, TensorRef};
 pub use config::{Architecture, GenerationConfig, LayerConfig, ModelConfig};
 pub use error::LoadError;
-pub use kv::{KvCache, LayerKv};
+pub use kv::{KvCache, LayerKv, kv_bytes_per_token};
+pub use model::{LoadProgress, Model, load};
 pub use ops::CoreOps;
 pub use rope::{Rope, RopeConfig, RopeLength, RopeScaling};
 

@@ -180,11 +180,11 @@ impl Checkpoint {
     }
 
     /// What the decoder's tensor names start with: `model.`, unless the checkpoint is that of a
-    /// multimodal model, which keeps its text part deeper.
+    /// multimodal model, which keeps its text part deeper, or of the decoder alone.
     pub fn model_prefix(&self) -> &'static str {
-        const NESTED: [&str; 2] = ["language_model.model.", "model.language_model."];
+        const OTHERS: [&str; 3] = ["language_model.model.", "model.language_model.", ""];
         let has = |prefix: &&str| self.contains(&format!("{prefix}embed_tokens.weight"));
-        NESTED.into_iter().find(has).unwrap_or("model.")
+        OTHERS.into_iter().find(has).unwrap_or("model.")
     }
 
     /// The tensor `name`.

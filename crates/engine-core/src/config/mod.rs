@@ -152,6 +152,11 @@ impl ModelConfig {
         Reader { fields: &fields, outer: &fields, family }.read()
     }
 
+    /// Floats that one position's keys take in one layer, and its values likewise.
+    pub fn kv_row_len(&self) -> usize {
+        self.num_kv_heads * self.head_dim
+    }
+
     /// The longest context the model may be run at.
     ///
     /// Usually `max_position_embeddings`. A `linear`, `dynamic` or `yarn` scaling extends it as

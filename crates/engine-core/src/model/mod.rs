@@ -1,0 +1,136 @@
+//! The transformer: one description for every family, which differ in data alone.
+
+mod layer;
+mod load;
+
+use std::sync::Arc;
+
+use burn_tensor::{DType, Tensor, TensorData};
+use engine_quant::WeightMatrix;
+
+pub use load::{LoadProgress, load};
+
+use crate::{
+    ForwardBatch, KvCache, ModelBackend, ModelConfig, Rope, ops::norm, ops::norm::rms_norm,
+};
+use layer::DecoderLayer;
+
+/// A loaded model: weights on the device, no state.
+///
+/// The mutable part, keys and values, is a [`KvCache`] that the caller owns.
+#[derive(Debug)]
+pub struct Model<B: ModelBackend> {
+    config: ModelConfig,
+    device: B::Device,
+    /// `[vocab, hidden]`.
+    embed_tokens: Arc<dyn WeightMatrix<B>>,
+    layers: Vec<DecoderLayer<B>>,
+    /// `[hidden]`.
+    norm: Tensor<B, 1>,
+    /// `[vocab, hidden]`; the embedding itself where the two are tied.
+    lm_head: Arc<dyn WeightMatrix<B>>,
+    ropes: Vec<Rope>,
+}
+
+impl<B: ModelBackend> Model<B> {
+    /// Logits of the rows that the batch asks for, `f32 [rows, vocab]`, or `None` where it asks for
+    /// none. Keys and values of all its tokens are in `kv` afterwards.
+    ///
+    /// # Panics
+    /// If a token id is not below the vocabulary size or `kv` was made for another model.
+    pub fn forward(&self, batch: &ForwardBatch<B>, kv: &mut KvCache<B>) -> Option<Tensor<B, 2>> {
+        self.check(batch, kv);
+        let tables = self.rope_tables(batch);
+        let eps = self.config.rms_norm_eps;
+
+        let mut hidden = self.embed_tokens.rows(batch.tokens());
+        if let Some(scale) = self.config.embed_scale {
+            hidden = hidden * scale;
+        }
+        let mut normed = rms_norm(hidden.clone(), &self.layers[0].input_layernorm, eps);
+        for (i, (layer, kv)) in self.layers.iter().zip(&mut kv.layers).enumerate() {
+            let attention = layer.attention(normed, batch, &tables, kv);
+            (normed, hidden) =
+                norm::add_rms_norm(attention, hidden, &layer.pre_feedforward_layernorm, eps);
+            let next = self.layers.get(i + 1).map_or(&self.norm, |next| &next.input_layernorm);
+            (normed, hidden) = norm::add_rms_norm(layer.mlp(normed), hidden, next, eps);
+        }
+
+        let rows = batch.input.logit_rows.len();
+        if rows == 0 {
+            return None;
+        }
+        if rows < batch.num_tokens() {
+            normed = normed.select(0, batch.logit_rows());
+        }
+        let logits = self.lm_head.linear(normed);
+        Some(match self.config.final_softcap {
+            Some(cap) => (logits / cap).tanh() * cap,
+            None => logits,
+        })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The device that holds the weights.
+    pub fn device(&self) -> &B::Device {
+        &self.device
+    }
+
+    /// An empty cache of `slots` slots for this model.
+    pub fn allocate_kv(&self, slots: usize) -> KvCache<B> {
+        KvCache::allocate(self.config.num_layers, slots, self.config.kv_row_len(), &self.device)
+    }
+
+    /// Bytes of the weights on the device.
+    pub fn weight_bytes(&self) -> usize {
+        let norms = |layer: &DecoderLayer<B>| layer.num_bytes();
+        let mut bytes = self.embed_tokens.num_bytes() + self.norm.dims()[0] * size_of::<f32>();
+        if !Arc::ptr_eq(&self.embed_tokens, &self.lm_head) {
+            bytes += self.lm_head.num_bytes();
+        }
+        bytes + self.layers.iter().map(norms).sum::<usize>()
+    }
+
+    /// The storage formats in use with their bytes, in order of first appearance.
+    pub fn weight_formats(&self) -> Vec<(&'static str, usize)> {
+        let mut formats: Vec<(&'static str, usize)> = Vec::new();
+        let head = (!Arc::ptr_eq(&self.embed_tokens, &self.lm_head)).then_some(&self.lm_head);
+        let tables = [Some(&self.embed_tokens), head].into_iter().flatten().map(|m| m.as_ref());
+        for matrix in tables.chain(self.layers.iter().flat_map(DecoderLayer::matrices)) {
+            match formats.iter_mut().find(|(name, _)| *name == matrix.format()) {
+                Some((_, bytes)) => *bytes += matrix.num_bytes(),
+                None => formats.push((matrix.format(), matrix.num_bytes())),
+            }
+        }
+        formats
+    }
+
+    fn check(&self, batch: &ForwardBatch<B>, kv: &KvCache<B>) {
+        let vocab = self.config.vocab_size;
+        let largest = batch.input.tokens.iter().copied().max().unwrap_or(0) as usize;
+        assert!(largest < vocab, "forward: token {largest} with a vocabulary of {vocab}");
+        let layers = self.config.num_layers;
+        assert_eq!(kv.layers.len(), layers, "forward: the cache has another number of layers");
+    }
+
+    /// `[tokens, rotary_dim]` of each of the model's rotary embeddings.
+    fn rope_tables(&self, batch: &ForwardBatch<B>) -> Vec<Tensor<B, 2>> {
+        let input = &batch.input;
+        let table = |rope: &Rope| {
+            let rotary_dim = rope.rotary_dim();
+            let mut rows = vec![0.0_f32; input.tokens.len() * rotary_dim];
+            let tokens = input.positions.iter().zip(&input.sequences);
+            for (row, (&position, &sequence)) in rows.chunks_exact_mut(rotary_dim).zip(tokens) {
+                let rope_len = input.rope_lens[sequence as usize] as usize;
+                rope.cos_sin_into(position as usize, rope_len, row);
+            }
+            let data = TensorData::new(rows, [input.tokens.len(), rotary_dim]);
+            Tensor::from_data(data, (&self.device, DType::F32))
+        };
+        self.ropes.iter().map(table).collect()
+    }
+}

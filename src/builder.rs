@@ -1,0 +1,343 @@
+use std::{path::PathBuf, sync::Arc, time::Instant};
+
+use engine_core::{
+    Checkpoint, GenerationConfig, LoadProgress, ModelBackend, ModelConfig, RopeLength, load,
+};
+use engine_sched::{CacheEpochs, Scheduler, SchedulerConfig};
+
+use crate::step::EngineCore;
+use crate::execute::ModelExecutor;
+use crate::runner::{ModelRunner, Runner, panic_message};
+use crate::{
+    Device, Engine, EngineError, EngineInfo, MemoryPlan, Selected, Tokenizer, memory,
+};
+
+/// How far making an engine has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Progress {
+    /// A file is downloaded.
+    Download {
+        /// Its name.
+        file: String,
+        /// Bytes that are there.
+        bytes_done: u64,
+        /// Bytes in all.
+        bytes_total: u64,
+    },
+    /// Weights go to the device.
+    Load(LoadProgress),
+}
+
+/// Describes an engine before it is loaded.
+///
+/// ```
+/// use engine::{Device, Engine};
+/// # let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/models/stories260K");
+/// let engine = Engine::builder(model)
+///     .device(Device::Cpu)
+///     .threads(1)
+///     .max_context(256)
+///     .kv_cache_bytes(8 << 20)
+///     .load()?;
+/// assert_eq!(engine.info().max_context, 256);
+/// # Ok::<(), engine::EngineError>(())
+/// ```
+pub struct EngineBuilder {
+    model: String,
+    device: Device,
+    threads: Option<usize>,
+    kv_cache_bytes: Option<usize>,
+    swap_bytes: usize,
+    block_size: usize,
+    max_context: Option<usize>,
+    max_batched_tokens: usize,
+    max_sequences: usize,
+    max_queue: usize,
+    prefix_caching: bool,
+    progress: Box<dyn FnMut(Progress) + Send>,
+}
+
+impl EngineBuilder {
+    pub(crate) fn new(model: String) -> Self {
+        Self {
+            model,
+            device: Device::Auto,
+            threads: None,
+            kv_cache_bytes: None,
+            swap_bytes: 0,
+            block_size: 16,
+            max_context: None,
+            max_batched_tokens: 512,
+            max_sequences: 256,
+            max_queue: 4096,
+            prefix_caching: true,
+            progress: Box::new(|_| ()),
+        }
+    }
+
+    /// Where to run; [`Device::Auto`] by default.
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// Threads of the CPU kernels; all cores by default.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Bytes of the KV storage, allocated once; by default room for several contexts, but at most
+    /// two fifths of the memory that the weights leave free.
+    pub fn kv_cache_bytes(mut self, bytes: usize) -> Self {
+        self.kv_cache_bytes = Some(bytes);
+        self
+    }
+
+    /// Host memory for sequences that make room for others; without it they are recomputed.
+    pub fn swap_bytes(mut self, bytes: usize) -> Self {
+        self.swap_bytes = bytes;
+        self
+    }
+
+    /// Positions in one block of the KV storage; 16 by default.
+    pub fn block_size(mut self, block_size: usize) -> Self {
+        self.block_size = block_size;
+        self
+    }
+
+    /// Positions of the longest sequence; by default the model's own limit, or what fits.
+    pub fn max_context(mut self, max_context: usize) -> Self {
+        self.max_context = Some(max_context);
+        self
+    }
+
+    /// Tokens of one step over all sequences; longer prompts run in chunks. 512 by default.
+    pub fn max_batched_tokens(mut self, tokens: usize) -> Self {
+        self.max_batched_tokens = tokens;
+        self
+    }
+
+    /// Sequences that run at once; 256 by default.
+    pub fn max_sequences(mut self, sequences: usize) -> Self {
+        self.max_sequences = sequences;
+        self
+    }
+
+    /// Requests that may wait; 4096 by default.
+    pub fn max_queue(mut self, requests: usize) -> Self {
+        self.max_queue = requests;
+        self
+    }
+
+    /// Whether requests share the blocks of equal prefixes; yes by default.
+    pub fn prefix_caching(mut self, on: bool) -> Self {
+        self.prefix_caching = on;
+        self
+    }
+
+    /// Hears how far downloading and loading have come.
+    pub fn on_progress(mut self, progress: impl FnMut(Progress) + Send + 'static) -> Self {
+        self.progress = Box::new(progress);
+        self
+    }
+
+    /// Loads the model and starts the engine's thread.
+    ///
+    /// # Errors
+    /// If the model cannot be found or read, the device is not there, or memory does not suffice.
+    pub fn load(self) -> Result<Engine, EngineError> {
+        Engine::spawn(self.load_core()?)
+    }
+
+    /// Loads the model for a caller that drives it with [`EngineCore::step`].
+    ///
+    /// # Errors
+    /// As [`EngineBuilder::load`].
+    pub fn load_core(mut self) -> Result<EngineCore, EngineError> {
+        let started = Instant::now();
+        self.check()?;
+        let path = self.resolve()?;
+        let config = ModelConfig::load(&path)?;
+        let generation = GenerationConfig::load(&path)?;
+        let tokenizer = match path.join("tokenizer.json").is_file() {
+            true => Some(Tokenizer::load(&path)?),
+            false => None,
+        };
+        if let Some(Err(error)) = tokenizer.as_ref().map(Tokenizer::chat_template) {
+            return Err(EngineError::ChatTemplate(error.to_string()));
+        }
+        let device = self.device.select()?;
+        let checkpoint = Checkpoint::open(&path)?;
+        let memory = self.plan(&config, &checkpoint, &device)?;
+        let max_context = self.context(&config)?.min(memory.kv_tokens);
+        let threads = self.threads.unwrap_or_else(available_threads);
+
+        let scheduler = Scheduler::new(self.scheduler_config(&config, &memory, max_context))
+            .map_err(|error| setting("scheduler", error))?;
+        let runner = self.runner(&config, &checkpoint, &device, &memory, threads)?;
+        let info = EngineInfo {
+            path,
+            generation,
+            tokenizer,
+            device,
+            threads,
+            memory: MemoryPlan { weight_bytes: runner.weight_bytes(), ..memory },
+            weight_formats: runner.weight_formats(),
+            max_context,
+            load_time: started.elapsed(),
+            config,
+        };
+        let executor = ModelExecutor::new(runner, info.config.vocab_size, self.block_size);
+        Ok(EngineCore::new(Arc::new(info), scheduler, executor))
+    }
+
+    fn check(&self) -> Result<(), EngineError> {
+        let positive = [
+            ("threads", self.threads.unwrap_or(1)),
+            ("block_size", self.block_size),
+            ("max_context", self.max_context.unwrap_or(1)),
+            ("max_batched_tokens", self.max_batched_tokens),
+            ("max_sequences", self.max_sequences),
+        ];
+        match positive.into_iter().find(|(_, value)| *value == 0) {
+            Some((name, _)) => Err(setting(name, "0 is too few, give at least 1")),
+            None => Ok(()),
+        }
+    }
+
+    fn resolve(&mut self) -> Result<PathBuf, EngineError> {
+        let progress = &mut self.progress;
+        let mut report = |file: &str, bytes_done, bytes_total| {
+            progress(Progress::Download { file: file.to_owned(), bytes_done, bytes_total });
+        };
+        Ok(crate::resolve_model(&self.model, &mut report)?)
+    }
+
+    /// Positions of the longest sequence, before memory has its say.
+    fn context(&self, config: &ModelConfig) -> Result<usize, EngineError> {
+        let limit = config.max_context();
+        match self.max_context {
+            Some(wanted) if wanted > limit => {
+                Err(setting("max_context", format!("{wanted} is more than the model's {limit}")))
+            }
+            wanted => Ok(wanted.unwrap_or(limit)),
+        }
+    }
+
+    fn plan(
+        &self,
+        config: &ModelConfig,
+        checkpoint: &Checkpoint,
+        device: &Selected,
+    ) -> Result<MemoryPlan, EngineError> {
+        let free = match device.device {
+            Device::Cpu => memory::free_host_bytes(),
+            _ => None,
+        };
+        let plan = MemoryPlan::new(
+            config,
+            checkpoint.num_bytes(),
+            self.kv_cache_bytes,
+            self.context(config)?,
+            self.block_size,
+            free,
+        );
+        if plan.fits() { Ok(plan) } else { Err(EngineError::DoesNotFit(plan)) }
+    }
+
+    fn scheduler_config(
+        &self,
+        config: &ModelConfig,
+        memory: &MemoryPlan,
+        max_context: usize,
+    ) -> SchedulerConfig {
+        let block_bytes = (memory.kv_bytes_per_token * self.block_size).max(1);
+        SchedulerConfig {
+            num_blocks: memory.kv_tokens / self.block_size,
+            block_size: self.block_size,
+            max_batched_tokens: self.max_batched_tokens,
+            max_sequences: self.max_sequences,
+            // The last token is chosen and never computed, so it needs no position.
+            max_context: max_context + 1,
+            max_queue: self.max_queue,
+            prefix_caching: self.prefix_caching,
+            cache_epochs: cache_epochs(config),
+            num_host_blocks: self.swap_bytes / block_bytes,
+            ..SchedulerConfig::default()
+        }
+    }
+
+    /// The one place where a device becomes a type.
+    fn runner(
+        &mut self,
+        config: &ModelConfig,
+        checkpoint: &Checkpoint,
+        device: &Selected,
+        memory: &MemoryPlan,
+        threads: usize,
+    ) -> Result<Box<dyn Runner>, EngineError> {
+        match device.device {
+            #[cfg(feature = "cpu")]
+            Device::Cpu => {
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .thread_name(|i| format!("engine-cpu-{i}"))
+                    .build()
+                    .map_err(|error| setting("threads", error))?;
+                let device = burn_flex::FlexDevice;
+                self.load_on::<burn_flex::Flex>(config, checkpoint, memory, device, Some(pool))
+            }
+            #[cfg(feature = "wgpu")]
+            Device::Wgpu => {
+                let device = burn_wgpu::WgpuDevice::default();
+                self.load_on::<burn_wgpu::Wgpu>(config, checkpoint, memory, device, None)
+            }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(index) => {
+                let device = burn_cuda::CudaDevice::new(index);
+                self.load_on::<burn_cuda::Cuda>(config, checkpoint, memory, device, None)
+            }
+            other => Err(setting("device", format!("`{other}` is not in this build"))),
+        }
+    }
+
+    fn load_on<B: ModelBackend>(
+        &mut self,
+        config: &ModelConfig,
+        checkpoint: &Checkpoint,
+        memory: &MemoryPlan,
+        device: B::Device,
+        threads: Option<rayon::ThreadPool>,
+    ) -> Result<Box<dyn Runner>, EngineError> {
+        let (block_size, num_blocks) = (self.block_size, memory.kv_tokens / self.block_size);
+        let progress = &mut self.progress;
+        let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let report = &mut |done| progress(Progress::Load(done));
+            let model = load::<B>(config.clone(), checkpoint, &device, report)?;
+            Ok(Box::new(ModelRunner::new(model, num_blocks, block_size, threads)) as Box<dyn Runner>)
+        }));
+        made.unwrap_or_else(|payload| {
+            Err(EngineError::LoadFailed { message: panic_message(payload.as_ref()) })
+        })
+    }
+}
+
+fn setting(setting: &'static str, message: impl ToString) -> EngineError {
+    EngineError::Setting { setting, message: message.to_string() }
+}
+
+fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// How keys depend on the length of their sequence.
+fn cache_epochs(config: &ModelConfig) -> CacheEpochs {
+    let lengths = config.ropes.iter().map(|rope| rope.length());
+    lengths.fold(CacheEpochs::Constant, |epochs, length| match length {
+        RopeLength::Fixed => epochs,
+        RopeLength::Threshold(len) => CacheEpochs::Threshold(len),
+        RopeLength::EveryLengthAbove(len) => CacheEpochs::EveryLengthAbove(len),
+    })
+}

@@ -1,0 +1,140 @@
+//! From what became of sequences to what requests hear of it.
+
+use engine_core::sampling::SamplingError;
+use engine_sched::SequenceUpdate;
+
+use crate::step::{EngineCore, RequestEvent, RequestId};
+use crate::{Event, ExecuteError, FinishReason, GenerateError, PromptReport, TokenizerError, execute::Sampled};
+
+impl EngineCore {
+    /// Turns one sequence's update into events of its request.
+    pub(crate) fn emit(
+        &mut self,
+        update: SequenceUpdate,
+        sampled: Option<Result<Sampled, SamplingError>>,
+        events: &mut Vec<RequestEvent>,
+    ) {
+        let Some(&(id, index)) = self.owners.get(&update.sequence) else { return };
+        let sampled = match sampled.transpose() {
+            Ok(sampled) => sampled,
+            Err(error) => {
+                let message = error.to_string();
+                events.push((id, Err(GenerateError::Sampling { message })));
+                return self.cancel(id);
+            }
+        };
+        self.report_prompt(id, &update, events);
+        let stopped = self.emit_token(id, index, &update, sampled, events);
+        let reason = match (stopped, update.finish) {
+            (Some(text), finish) => {
+                if finish.is_none() {
+                    self.scheduler.cancel(update.sequence);
+                }
+                Some(FinishReason::StopText(text))
+            }
+            (None, finish) => finish.map(FinishReason::from),
+        };
+        if let Some(reason) = reason {
+            self.finish(id, index, reason, events);
+        }
+    }
+
+    /// Ends the request of a sequence whose step failed.
+    pub(crate) fn fail(
+        &mut self,
+        update: &SequenceUpdate,
+        error: &ExecuteError,
+        events: &mut Vec<RequestEvent>,
+    ) {
+        if let Some(&(id, _)) = self.owners.get(&update.sequence) {
+            events.push((id, Err(error.clone().into())));
+            self.cancel(id);
+        }
+    }
+
+    fn fail_text(
+        &mut self,
+        id: RequestId,
+        error: &TokenizerError,
+        events: &mut Vec<RequestEvent>,
+    ) {
+        events.push((id, Err(GenerateError::Text { message: error.to_string() })));
+        self.cancel(id);
+    }
+
+    /// Before the first token: what was asked of the prompt.
+    fn report_prompt(
+        &mut self,
+        id: RequestId,
+        update: &SequenceUpdate,
+        events: &mut Vec<RequestEvent>,
+    ) {
+        let now = self.started.elapsed();
+        let Some(state) = self.requests.get_mut(&id) else { return };
+        if update.token.is_none() || state.usage.completion_tokens > 0 {
+            return;
+        }
+        state.usage.time_to_first_token = now.saturating_sub(state.submitted);
+        state.usage.cached_tokens = update.cached_prompt_tokens;
+        if state.request.prompt_report != PromptReport::None {
+            events.extend(
+                self.executor.take_prompt(state.sequence).map(|p| (id, Ok(Event::Prompt(p)))),
+            );
+        }
+    }
+
+    /// Emits a token with its text; returns the stop text that it completed.
+    fn emit_token(
+        &mut self,
+        id: RequestId,
+        index: usize,
+        update: &SequenceUpdate,
+        sampled: Option<Sampled>,
+        events: &mut Vec<RequestEvent>,
+    ) -> Option<String> {
+        let state = self.requests.get_mut(&id)?;
+        let token = update.token?;
+        if state.request.max_tokens == Some(0) {
+            return None;
+        }
+        state.usage.completion_tokens += 1;
+        let ends = matches!(update.finish, Some(engine_sched::FinishReason::StopToken(_)));
+        let step = match state.completions.get_mut(index)?.text.push(token, ends) {
+            Ok(step) => step,
+            Err(error) => {
+                self.fail_text(id, &error, events);
+                return None;
+            }
+        };
+        let logprobs = sampled.and_then(|sampled| sampled.logprobs);
+        events.push((id, Ok(Event::Token { index, token, text: step.text, logprobs })));
+        step.matched
+    }
+
+    /// Ends one completion, and the request with the last of them.
+    fn finish(
+        &mut self,
+        id: RequestId,
+        index: usize,
+        reason: FinishReason,
+        events: &mut Vec<RequestEvent>,
+    ) {
+        let Some(state) = self.requests.get_mut(&id) else { return };
+        let Some(completion) = state.completions.get_mut(index) else { return };
+        if std::mem::replace(&mut completion.done, true) {
+            return;
+        }
+        let held_back = match completion.text.finish() {
+            Ok(step) => step,
+            Err(error) => return self.fail_text(id, &error, events),
+        };
+        let reason = held_back.matched.map_or(reason, FinishReason::StopText);
+        events.push((id, Ok(Event::Finished { index, text: held_back.text, reason })));
+        if state.completions.iter().all(|completion| completion.done) {
+            let mut usage = state.usage;
+            usage.total_time = self.started.elapsed().saturating_sub(state.submitted);
+            events.push((id, Ok(Event::Done(usage))));
+            self.cancel(id);
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Runs what the scheduler decided: pack, forward, sample.
+
+use std::collections::HashMap;
+
+use engine_core::ops::sample::TokenChoice;
+use engine_core::sampling::{
+    SamplingError, SamplingParams, Scratch, TokenHistory, TokenLogprobs, logprobs_of, sample,
+};
+use engine_core::{BatchInput, LogitRows, SequenceChunk};
+use engine_sched::{ScheduledBatch, ScheduledChunk, SequenceId};
+
+use crate::runner::{ExecuteError, Logits, Runner, Step};
+use crate::{PromptOutput, PromptReport};
+
+/// A token that was chosen.
+#[derive(Debug, Clone)]
+pub(crate) struct Sampled {
+    pub token: u32,
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// How one sequence's tokens are chosen, and what it has seen.
+#[derive(Debug, Clone)]
+struct SamplingState {
+    params: SamplingParams,
+    history: TokenHistory,
+}
+
+/// The model as the scheduler sees it, with the state that sampling needs.
+pub(crate) struct ModelExecutor {
+    runner: Box<dyn Runner>,
+    vocab_size: usize,
+    block_size: usize,
+    sequences: HashMap<SequenceId, SamplingState>,
+    prompts: HashMap<SequenceId, PromptRecorder>,
+    scratch: Scratch,
+}
+
+impl ModelExecutor {
+    pub fn new(runner: Box<dyn Runner>, vocab_size: usize, block_size: usize) -> Self {
+        Self {
+            runner,
+            vocab_size,
+            block_size,
+            sequences: HashMap::new(),
+            prompts: HashMap::new(),
+            scratch: Scratch::default(),
+        }
+    }
+
+    pub fn runner(&self) -> &dyn Runner {
+        self.runner.as_ref()
+    }
+
+    /// Makes a sequence known before its first step.
+    pub fn add(
+        &mut self,
+        sequence: SequenceId,
+        prompt: &[u32],
+        params: SamplingParams,
+        report: PromptReport,
+    ) {
+        let history = TokenHistory::new(prompt);
+        self.sequences.insert(sequence, SamplingState { params, history });
+        if report != PromptReport::None {
+            self.prompts.insert(sequence, PromptRecorder::new(prompt, report));
+        }
+    }
+
+    /// Makes `child` a copy of `parent` that draws with the parent's seed plus `index`.
+    pub fn fork(&mut self, parent: SequenceId, child: SequenceId, index: usize) {
+        if let Some(state) = self.sequences.get(&parent) {
+            let mut state = state.clone();
+            state.params.seed = state.params.seed.wrapping_add(index as u64);
+            self.sequences.insert(child, state);
+        }
+    }
+
+    /// Forgets a sequence.
+    pub fn remove(&mut self, sequence: SequenceId) {
+        self.sequences.remove(&sequence);
+        self.prompts.remove(&sequence);
+    }
+
+    /// The report on a sequence's prompt, once.
+    pub fn take_prompt(&mut self, sequence: SequenceId) -> Option<PromptOutput> {
+        self.prompts.remove(&sequence).map(|recorder| recorder.output)
+    }
+
+    /// Runs one batch and chooses a token for each of its samples.
+    pub fn execute(
+        &mut self,
+        batch: &ScheduledBatch,
+    ) -> Result<Vec<Result<Sampled, SamplingError>>, ExecuteError> {
+        let logits = self.runner.run(pack(batch, self.block_size))?;
+        let rows = RowStarts::of(&batch.chunks);
+        self.record_prompts(batch, &rows, logits.as_ref())?;
+        self.sample(batch, &rows, logits.as_ref())
+    }
+
+    fn record_prompts(
+        &mut self,
+        batch: &ScheduledBatch,
+        rows: &RowStarts,
+        logits: &dyn Logits,
+    ) -> Result<(), ExecuteError> {
+        for (chunk, &start) in batch.chunks.iter().zip(&rows.0) {
+            if chunk.logits != engine_sched::LogitRows::All {
+                continue;
+            }
+            let Some(recorder) = self.prompts.get_mut(&chunk.sequence) else { continue };
+            let wanted: Vec<u32> = (start..start + chunk.tokens.len() as u32).collect();
+            let values = logits.download(&wanted)?;
+            for (row, position) in values.chunks(self.vocab_size).zip(chunk.start_position..) {
+                recorder.record(position, row);
+            }
+        }
+        Ok(())
+    }
+
+    fn sample(
+        &mut self,
+        batch: &ScheduledBatch,
+        rows: &RowStarts,
+        logits: &dyn Logits,
+    ) -> Result<Vec<Result<Sampled, SamplingError>>, ExecuteError> {
+        let mut device = (Vec::new(), Vec::new(), Vec::new());
+        let mut host = (Vec::new(), Vec::new());
+        for (i, slot) in batch.samples.iter().enumerate() {
+            let row = rows.last_row(&batch.chunks, slot.chunk);
+            match self.sequences.get(&slot.sequence) {
+                Some(state) if !state.params.on_device() => {
+                    host.0.push(i);
+                    host.1.push(row);
+                }
+                state => {
+                    let (temperature, seed) =
+                        state.map_or((0.0, 0), |s| (s.params.temperature, s.params.seed));
+                    let position = slot.position as u32;
+                    device.0.push(i);
+                    device.1.push(row);
+                    device.2.push(TokenChoice { temperature, seed, position });
+                }
+            }
+        }
+        let mut sampled: Vec<Result<Sampled, SamplingError>> =
+            vec![Ok(Sampled { token: 0, logprobs: None }); batch.samples.len()];
+        if !device.0.is_empty() {
+            let tokens = logits.choose(&device.1, &device.2)?;
+            for (&i, token) in device.0.iter().zip(tokens) {
+                sampled[i] = Ok(Sampled { token, logprobs: None });
+            }
+        }
+        if !host.0.is_empty() {
+            let values = logits.download(&host.1)?;
+            for (&i, row) in host.0.iter().zip(values.chunks(self.vocab_size)) {
+                let slot = &batch.samples[i];
+                if let Some(state) = self.sequences.get(&slot.sequence) {
+                    let position = slot.position as u32;
+                    let choice =
+                        sample(row, &state.params, &state.history, position, &mut self.scratch);
+                    sampled[i] = choice
+                        .map(|choice| Sampled { token: choice.token, logprobs: choice.logprobs });
+                }
+            }
+        }
+        for (slot, sampled) in batch.samples.iter().zip(&sampled) {
+            if let (Some(state), Ok(sampled)) = (self.sequences.get_mut(&slot.sequence), sampled) {
+                state.history.push(sampled.token);
+            }
+        }
+        Ok(sampled)
+    }
+}
+
+/// The scheduler's decision as one step for the device.
+fn pack(batch: &ScheduledBatch, block_size: usize) -> Step {
+    let mut input = BatchInput::new(block_size);
+    let mut page_table = Vec::new();
+    for chunk in &batch.chunks {
+        page_table.clear();
+        page_table.extend(chunk.page_table.iter().map(|block| block.0));
+        input.push(SequenceChunk {
+            tokens: &chunk.tokens,
+            start_position: chunk.start_position,
+            page_table: &page_table,
+            logits: match chunk.logits {
+                engine_sched::LogitRows::None => LogitRows::None,
+                engine_sched::LogitRows::Last => LogitRows::Last,
+                engine_sched::LogitRows::All => LogitRows::All,
+            },
+            rope_len: chunk.known_len,
+        });
+    }
+    Step {
+        swap_out: batch.swap_out.iter().map(|(device, host)| (device.0, host.0)).collect(),
+        swap_in: batch.swap_in.iter().map(|(host, device)| (host.0, device.0)).collect(),
+        copies: batch.copies.iter().map(|(from, to)| (from.0, to.0)).collect(),
+        batch: input,
+    }
+}
+
+/// First logits row of each chunk.
+struct RowStarts(Vec<u32>);
+
+impl RowStarts {
+    fn of(chunks: &[ScheduledChunk]) -> Self {
+        let mut next = 0;
+        let starts = chunks.iter().map(|chunk| {
+            let start = next;
+            next += num_rows(chunk);
+            start
+        });
+        Self(starts.collect())
+    }
+
+    fn last_row(&self, chunks: &[ScheduledChunk], chunk: usize) -> u32 {
+        self.0[chunk] + num_rows(&chunks[chunk]) - 1
+    }
+}
+
+fn num_rows(chunk: &ScheduledChunk) -> u32 {
+    match chunk.logits {
+        engine_sched::LogitRows::None => 0,
+        engine_sched::LogitRows::Last => 1,
+        engine_sched::LogitRows::All => chunk.tokens.len() as u32,
+    }
+}
+
+/// Collects what was asked of a prompt, position by position.
+#[derive(Debug)]
+struct PromptRecorder {
+    report: PromptReport,
+    output: PromptOutput,
+    /// The next position to record; a recomputed prompt comes by again and is skipped.
+    next: usize,
+}
+
+impl PromptRecorder {
+    fn new(prompt: &[u32], report: PromptReport) -> Self {
+        let output = PromptOutput { tokens: prompt.to_vec(), ..PromptOutput::default() };
+        Self { report, output, next: 0 }
+    }
+
+    /// Takes the logits `[vocab]` of one position.
+    fn record(&mut self, position: usize, logits: &[f32]) {
+        if position != self.next || position >= self.output.tokens.len() {
+            return;
+        }
+        self.next += 1;
+        match self.report {
+            PromptReport::None => {}
+            PromptReport::Logits => self.output.logits.extend_from_slice(logits),
+            PromptReport::Logprobs(top) => {
+                if let Some(&target) = self.output.tokens.get(position + 1) {
+                    self.output.logprobs.push(logprobs_of(logits, target, top));
+                }
+            }
+        }
+    }
+}

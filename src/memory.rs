@@ -1,0 +1,96 @@
+use std::fmt;
+
+use engine_core::{ModelConfig, kv_bytes_per_token};
+
+/// The arithmetic of what a model needs and what there is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Bytes of the weights.
+    pub weight_bytes: usize,
+    /// Bytes of the KV storage.
+    pub kv_cache_bytes: usize,
+    /// Bytes of keys and values of one position over all layers.
+    pub kv_bytes_per_token: usize,
+    /// Positions that the KV storage holds.
+    pub kv_tokens: usize,
+    /// Free memory when the plan was made, where the device tells.
+    pub free_bytes: Option<usize>,
+}
+
+/// Full contexts that the KV storage should hold where memory allows it.
+const WANTED_CONTEXTS: usize = 16;
+/// The part of the free memory, after the weights, that the KV storage may take by default.
+const KV_SHARE: f64 = 0.4;
+/// What the KV storage may take by default where free memory is not known.
+const KV_DEFAULT_BYTES: usize = 4 << 30;
+/// Fewer positions than this are no use to anybody.
+const LEAST_TOKENS: usize = 256;
+
+impl MemoryPlan {
+    /// Plans the KV storage: `kv_cache_bytes` if given, else room for several contexts within a
+    /// share of the free memory.
+    pub fn new(
+        config: &ModelConfig,
+        weight_bytes: usize,
+        kv_cache_bytes: Option<usize>,
+        context: usize,
+        block_size: usize,
+        free_bytes: Option<usize>,
+    ) -> Self {
+        let per_token = kv_bytes_per_token(config.num_layers, config.kv_row_len());
+        let budget = kv_cache_bytes.unwrap_or_else(|| match free_bytes {
+            Some(free) => (free.saturating_sub(weight_bytes) as f64 * KV_SHARE) as usize,
+            None => KV_DEFAULT_BYTES,
+        });
+        let wanted = match kv_cache_bytes {
+            Some(_) => usize::MAX,
+            None => context.saturating_mul(WANTED_CONTEXTS),
+        };
+        let least = context.min(LEAST_TOKENS);
+        let tokens = (budget / per_token.max(1)).min(wanted).max(least);
+        let blocks = tokens.div_ceil(block_size);
+        let kv_tokens = blocks * block_size;
+        Self {
+            weight_bytes,
+            kv_cache_bytes: kv_tokens * per_token,
+            kv_bytes_per_token: per_token,
+            kv_tokens,
+            free_bytes,
+        }
+    }
+
+    /// Whether all of it fits into the free memory.
+    pub fn fits(&self) -> bool {
+        self.free_bytes.is_none_or(|free| self.weight_bytes + self.kv_cache_bytes <= free)
+    }
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+        write!(
+            f,
+            "weights {:.1} MiB + KV cache {:.1} MiB ({} tokens of {} bytes) = {:.1} MiB",
+            mib(self.weight_bytes),
+            mib(self.kv_cache_bytes),
+            self.kv_tokens,
+            self.kv_bytes_per_token,
+            mib(self.weight_bytes + self.kv_cache_bytes),
+        )?;
+        match self.free_bytes {
+            Some(free) => write!(f, ", {:.1} MiB are free", mib(free)),
+            None => f.write_str(", free memory unknown"),
+        }
+    }
+}
+
+/// Free memory of the CPU, in bytes.
+pub(crate) fn free_host_bytes() -> Option<usize> {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let available = usize::try_from(system.available_memory()).ok()?;
+    // A container's limit counts more than what the machine has.
+    let limit = system.cgroup_limits().and_then(|limits| usize::try_from(limits.free_memory).ok());
+    let free = limit.map_or(available, |limit| limit.min(available));
+    (free > 0).then_some(free)
+}
