@@ -1,0 +1,16 @@
+//! Text on both sides of the model: tokens from text, text from tokens, prompts from conversations.
+
+mod chat_template;
+mod detokenizer;
+mod message;
+mod pieces;
+mod python_json;
+mod stop;
+mod tokenizer;
+mod tokenizer_config;
+
+pub use chat_template::{ChatOptions, ChatTemplate, ChatTemplateError};
+pub use detokenizer::Detokenizer;
+pub use message::{Content, FunctionCall, Message, ToolCall};
+pub use stop::{StopError, StopMatcher, StopStep};
+pub use tokenizer::{Tokenizer, TokenizerError};

@@ -1,0 +1,257 @@
+//! [`Tokenizer`]: text to token ids and back, as a model directory describes it.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::chat_template::{ChatTemplate, ChatTemplateError};
+use super::detokenizer::ByteStream;
+use super::pieces::PieceRule;
+use super::tokenizer_config::TokenizerConfig;
+
+/// Turns text into token ids and back; read from the directory of a model.
+///
+/// Cloning is cheap and threads may share it.
+///
+/// ```
+/// use engine::Tokenizer;
+///
+/// let tokenizer = Tokenizer::load("tests/data/models/stories260K")?;
+/// let ids = tokenizer.encode("Once upon a time", true)?;
+/// assert_eq!(ids, [1, 403, 407, 261, 378]);
+/// assert_eq!(tokenizer.decode(&ids, true)?, "Once upon a time");
+/// # Ok::<(), engine::TokenizerError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    tokenizer: tokenizers::Tokenizer,
+    rule: PieceRule,
+    special_ids: HashSet<u32>,
+    bos_id: Option<u32>,
+    eos_id: Option<u32>,
+    chat_template: Result<Option<ChatTemplate>, ChatTemplateError>,
+}
+
+/// Why a tokenizer cannot be loaded or used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenizerError {
+    /// The model directory is not there.
+    #[error("{}: no such directory; give the directory of a model in Hugging Face layout", dir.display())]
+    NoDirectory {
+        /// The directory asked for.
+        dir: PathBuf,
+    },
+    /// The directory has no tokenizer that can be read.
+    #[error("{}: no tokenizer.json here; {advice}", dir.display())]
+    Missing {
+        /// The directory asked for.
+        dir: PathBuf,
+        /// What was found instead and what to do about it.
+        advice: String,
+    },
+    /// A file is there and cannot be used.
+    #[error("{}: {reason}; download the file again or take it from the model's repository", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The tokenizer failed on a text.
+    #[error("the tokenizer cannot encode this text of {text_len} bytes: {reason}")]
+    Encode {
+        /// Length of the text in bytes.
+        text_len: usize,
+        /// What the tokenizer said.
+        reason: String,
+    },
+    /// The tokenizer failed on token ids.
+    #[error("the tokenizer cannot decode these {num_ids} token ids: {reason}")]
+    Decode {
+        /// How many ids were given.
+        num_ids: usize,
+        /// What the tokenizer said.
+        reason: String,
+    },
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`, and beside it `tokenizer_config.json`, `special_tokens_map.json` and
+    /// the chat template where they exist.
+    ///
+    /// # Errors
+    /// When the directory or its tokenizer.json is missing, or one of the files is malformed. A
+    /// broken chat template is no error here: [`Self::chat_template`] tells.
+    pub fn load(dir: impl AsRef<Path>) -> Result<Self, TokenizerError> {
+        let dir = dir.as_ref();
+        let path = dir.join("tokenizer.json");
+        if !path.is_file() {
+            return Err(missing(dir));
+        }
+        let malformed = |reason: String| TokenizerError::Malformed { path: path.clone(), reason };
+        let json = fs::read(&path).map_err(|error| malformed(error.to_string()))?;
+        let mut tokenizer = parse(&json).map_err(malformed)?;
+        // A training set-up left in the file must not cut or fill what we encode.
+        let truncation = tokenizer.with_truncation(None).map(|_| ());
+        truncation.map_err(|error| malformed(error.to_string()))?;
+        tokenizer.with_padding(None);
+
+        let config = TokenizerConfig::load(dir).map_err(|error| TokenizerError::Malformed {
+            path: error.path,
+            reason: error.reason,
+        })?;
+        let decoder = serde_json::to_value(tokenizer.get_decoder())
+            .map_err(|error| malformed(error.to_string()))?;
+        let special_id = |name: &str| tokenizer.token_to_id(config.special_token(name)?);
+        let added = tokenizer.get_added_tokens_decoder();
+        let inner = Inner {
+            rule: PieceRule::from_decoder(&decoder),
+            special_ids: added.iter().filter(|(_, t)| t.special).map(|(id, _)| *id).collect(),
+            bos_id: special_id("bos_token"),
+            eos_id: special_id("eos_token"),
+            chat_template: config.chat_template(dir),
+            tokenizer,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The token ids of `text`.
+    ///
+    /// `add_special` adds what the tokenizer puts around a text, as a beginning-of-text token; a
+    /// prompt rendered from a chat template already has them. Special tokens written out in the
+    /// text (`<|im_end|>`) become those tokens either way.
+    ///
+    /// # Errors
+    /// When the tokenizer's model cannot express the text and has no token for the unknown.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self.inner.tokenizer.encode_fast(text, add_special).map_err(|error| {
+            TokenizerError::Encode { text_len: text.len(), reason: error.to_string() }
+        })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `ids`; what is not valid UTF-8 becomes U+FFFD.
+    ///
+    /// `skip_special` leaves special tokens out. Ids outside the vocabulary have no text. For one
+    /// token after the other use a [`Detokenizer`](crate::Detokenizer), which gives the same text.
+    ///
+    /// # Errors
+    /// When the tokenizer's decoder fails.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
+        if matches!(self.inner.rule, PieceRule::Whole) {
+            return self.inner.tokenizer.decode(ids, skip_special).map_err(|error| {
+                TokenizerError::Decode { num_ids: ids.len(), reason: error.to_string() }
+            });
+        }
+        let mut stream = ByteStream::new(&self.inner.rule);
+        let mut text = String::new();
+        for &id in ids {
+            self.push_bytes(&mut stream, id, skip_special, &mut text);
+        }
+        stream.finish(&mut text);
+        Ok(text)
+    }
+
+    /// Appends to `text` what one more token makes certain.
+    pub(crate) fn push_bytes(
+        &self,
+        stream: &mut ByteStream,
+        id: u32,
+        skip_special: bool,
+        text: &mut String,
+    ) {
+        if skip_special && self.is_special(id) {
+            return;
+        }
+        let Some(piece) = self.id_to_piece(id) else { return };
+        if let Some(bytes) = self.inner.rule.bytes(&piece) {
+            stream.push(&bytes, text);
+        }
+    }
+
+    /// How pieces become bytes.
+    pub(crate) fn piece_rule(&self) -> &PieceRule {
+        &self.inner.rule
+    }
+
+    /// The id of a token given as it is written in the vocabulary.
+    #[must_use]
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.tokenizer.token_to_id(token)
+    }
+
+    /// The token as it is written in the vocabulary (`▁Once`, `Ġthe`, `<0x0A>`).
+    #[must_use]
+    pub fn id_to_piece(&self, id: u32) -> Option<String> {
+        self.inner.tokenizer.id_to_token(id)
+    }
+
+    /// Whether this is a special token, one that `skip_special` leaves out.
+    #[must_use]
+    pub fn is_special(&self, id: u32) -> bool {
+        self.inner.special_ids.contains(&id)
+    }
+
+    /// How many tokens there are, added ones included. A model's embedding may have more rows.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.inner.tokenizer.get_vocab_size(true)
+    }
+
+    /// The token that begins a text, if the model names one.
+    #[must_use]
+    pub fn bos_id(&self) -> Option<u32> {
+        self.inner.bos_id
+    }
+
+    /// The token that ends a text, if the tokenizer's files name one. The model's
+    /// generation_config.json may list more.
+    #[must_use]
+    pub fn eos_id(&self) -> Option<u32> {
+        self.inner.eos_id
+    }
+
+    /// Whether the model comes with a usable chat template.
+    #[must_use]
+    pub fn has_chat_template(&self) -> bool {
+        matches!(self.inner.chat_template, Ok(Some(_)))
+    }
+
+    /// The model's chat template, if it has one.
+    ///
+    /// # Errors
+    /// When it has one that cannot be read.
+    pub fn chat_template(&self) -> Result<Option<&ChatTemplate>, &ChatTemplateError> {
+        self.inner.chat_template.as_ref().map(Option::as_ref)
+    }
+}
+
+/// Parses a tokenizer.json.
+fn parse(json: &[u8]) -> Result<tokenizers::Tokenizer, String> {
+    tokenizers::Tokenizer::from_bytes(json).map_err(|error| format!("not a tokenizer: {error}"))
+}
+
+/// Says why there is no tokenizer to load.
+fn missing(dir: &Path) -> TokenizerError {
+    if !dir.is_dir() {
+        return TokenizerError::NoDirectory { dir: dir.to_owned() };
+    }
+    let has = |name: &str| dir.join(name).is_file();
+    let convert = "make one with transformers: \
+        AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)";
+    let advice = if has("tokenizer.model") {
+        format!("tokenizer.model (SentencePiece) is not read directly, {convert}")
+    } else if has("vocab.json") || has("merges.txt") {
+        format!("vocab.json and merges.txt are not read directly, {convert}")
+    } else {
+        "copy tokenizer.json and tokenizer_config.json from the model's repository".to_owned()
+    };
+    TokenizerError::Missing { dir: dir.to_owned(), advice }
+}
