@@ -1,21 +1,16 @@
 //! From what became of sequences to what requests hear of it.
 
-use engine_core::sampling::SamplingError;
+use engine_core::sampling::Sampled;
 use engine_sched::SequenceUpdate;
 
 use crate::step::{EngineCore, RequestEvent, RequestId};
-use crate::{Event, ExecuteError, FinishReason, GenerateError, PromptReport, TokenizerError, execute::Sampled};
+use crate::{Event, ExecuteError, FinishReason, GenerateError, PromptReport, TokenizerError};
 
 impl EngineCore {
     /// Turns one sequence's update into events of its request.
-    pub(crate) fn emit(
-        &mut self,
-        update: SequenceUpdate,
-        sampled: Option<Result<Sampled, SamplingError>>,
-        events: &mut Vec<RequestEvent>,
-    ) {
-        let Some(&(id, index)) = self.owners.get(&update.sequence) else { return };
-        let sampled = match sampled.transpose() {
+    pub(crate) fn emit(&mut self, update: &SequenceUpdate, events: &mut Vec<RequestEvent>) {
+        let Some(&id) = self.owners.get(&update.parent) else { return };
+        let sampled = match self.executor.take_chosen(update.sequence).transpose() {
             Ok(sampled) => sampled,
             Err(error) => {
                 let message = error.to_string();
@@ -23,8 +18,8 @@ impl EngineCore {
                 return self.cancel(id);
             }
         };
-        self.report_prompt(id, &update, events);
-        let stopped = self.emit_token(id, index, &update, sampled, events);
+        self.report_prompt(id, update, events);
+        let stopped = self.emit_token(id, update, sampled, events);
         let reason = match (stopped, update.finish) {
             (Some(text), finish) => {
                 if finish.is_none() {
@@ -35,7 +30,7 @@ impl EngineCore {
             (None, finish) => finish.map(FinishReason::from),
         };
         if let Some(reason) = reason {
-            self.finish(id, index, reason, events);
+            self.finish(id, update.sample_index, reason, events);
         }
     }
 
@@ -46,7 +41,7 @@ impl EngineCore {
         error: &ExecuteError,
         events: &mut Vec<RequestEvent>,
     ) {
-        if let Some(&(id, _)) = self.owners.get(&update.sequence) {
+        if let Some(&id) = self.owners.get(&update.parent) {
             events.push((id, Err(error.clone().into())));
             self.cancel(id);
         }
@@ -71,7 +66,7 @@ impl EngineCore {
     ) {
         let now = self.started.elapsed();
         let Some(state) = self.requests.get_mut(&id) else { return };
-        if update.token.is_none() || state.usage.completion_tokens > 0 {
+        if state.usage.completion_tokens > 0 {
             return;
         }
         state.usage.time_to_first_token = now.saturating_sub(state.submitted);
@@ -87,16 +82,12 @@ impl EngineCore {
     fn emit_token(
         &mut self,
         id: RequestId,
-        index: usize,
         update: &SequenceUpdate,
         sampled: Option<Sampled>,
         events: &mut Vec<RequestEvent>,
     ) -> Option<String> {
         let state = self.requests.get_mut(&id)?;
-        let token = update.token?;
-        if state.request.max_tokens == Some(0) {
-            return None;
-        }
+        let (token, index) = (update.token?, update.sample_index);
         state.usage.completion_tokens += 1;
         let ends = matches!(update.finish, Some(engine_sched::FinishReason::StopToken(_)));
         let step = match state.completions.get_mut(index)?.text.push(token, ends) {
@@ -106,7 +97,7 @@ impl EngineCore {
                 return None;
             }
         };
-        let logprobs = sampled.and_then(|sampled| sampled.logprobs);
+        let logprobs = sampled.and_then(|sampled| sampled.logprob);
         events.push((id, Ok(Event::Token { index, token, text: step.text, logprobs })));
         step.matched
     }

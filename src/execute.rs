@@ -4,20 +4,13 @@ use std::collections::HashMap;
 
 use engine_core::ops::sample::TokenChoice;
 use engine_core::sampling::{
-    SamplingError, SamplingParams, Scratch, TokenHistory, TokenLogprobs, logprobs_of, sample,
+    Sampled, SamplingError, SamplingParams, Scratch, TokenHistory, logprobs_of, sample,
 };
 use engine_core::{BatchInput, LogitRows, SequenceChunk};
-use engine_sched::{ScheduledBatch, ScheduledChunk, SequenceId};
+use engine_sched::{Executor, SampleSlot, ScheduledBatch, ScheduledChunk, SequenceId, TokenId};
 
 use crate::runner::{ExecuteError, Logits, Runner, Step};
 use crate::{PromptOutput, PromptReport};
-
-/// A token that was chosen.
-#[derive(Debug, Clone)]
-pub(crate) struct Sampled {
-    pub token: u32,
-    pub logprobs: Option<TokenLogprobs>,
-}
 
 /// How one sequence's tokens are chosen, and what it has seen.
 #[derive(Debug, Clone)]
@@ -33,6 +26,8 @@ pub(crate) struct ModelExecutor {
     block_size: usize,
     sequences: HashMap<SequenceId, SamplingState>,
     prompts: HashMap<SequenceId, PromptRecorder>,
+    /// What the last step chose beside the tokens, or why it could not.
+    chosen: HashMap<SequenceId, Result<Sampled, SamplingError>>,
     scratch: Scratch,
 }
 
@@ -44,6 +39,7 @@ impl ModelExecutor {
             block_size,
             sequences: HashMap::new(),
             prompts: HashMap::new(),
+            chosen: HashMap::new(),
             scratch: Scratch::default(),
         }
     }
@@ -60,7 +56,7 @@ impl ModelExecutor {
         params: SamplingParams,
         report: PromptReport,
     ) {
-        let history = TokenHistory::new(prompt);
+        let history = TokenHistory::from_prompt(prompt);
         self.sequences.insert(sequence, SamplingState { params, history });
         if report != PromptReport::None {
             self.prompts.insert(sequence, PromptRecorder::new(prompt, report));
@@ -87,15 +83,9 @@ impl ModelExecutor {
         self.prompts.remove(&sequence).map(|recorder| recorder.output)
     }
 
-    /// Runs one batch and chooses a token for each of its samples.
-    pub fn execute(
-        &mut self,
-        batch: &ScheduledBatch,
-    ) -> Result<Vec<Result<Sampled, SamplingError>>, ExecuteError> {
-        let logits = self.runner.run(pack(batch, self.block_size))?;
-        let rows = RowStarts::of(&batch.chunks);
-        self.record_prompts(batch, &rows, logits.as_ref())?;
-        self.sample(batch, &rows, logits.as_ref())
+    /// How a sequence's last token was chosen, once.
+    pub fn take_chosen(&mut self, sequence: SequenceId) -> Option<Result<Sampled, SamplingError>> {
+        self.chosen.remove(&sequence)
     }
 
     fn record_prompts(
@@ -118,58 +108,61 @@ impl ModelExecutor {
         Ok(())
     }
 
+    /// Chooses a token for each sample of the batch, on the device where that is enough.
     fn sample(
-        &mut self,
+        &self,
         batch: &ScheduledBatch,
         rows: &RowStarts,
         logits: &dyn Logits,
     ) -> Result<Vec<Result<Sampled, SamplingError>>, ExecuteError> {
-        let mut device = (Vec::new(), Vec::new(), Vec::new());
-        let mut host = (Vec::new(), Vec::new());
-        for (i, slot) in batch.samples.iter().enumerate() {
-            let row = rows.last_row(&batch.chunks, slot.chunk);
-            match self.sequences.get(&slot.sequence) {
-                Some(state) if !state.params.on_device() => {
-                    host.0.push(i);
-                    host.1.push(row);
-                }
-                state => {
-                    let (temperature, seed) =
-                        state.map_or((0.0, 0), |s| (s.params.temperature, s.params.seed));
-                    let position = slot.position as u32;
-                    device.0.push(i);
-                    device.1.push(row);
-                    device.2.push(TokenChoice { temperature, seed, position });
-                }
+        let on_device = |slot: &SampleSlot| self.params(slot).on_device();
+        let row = |slot: &SampleSlot| rows.last_row(&batch.chunks, slot.chunk);
+        let (device, host): (Vec<_>, Vec<_>) = batch.samples.iter().partition(|s| on_device(s));
+        let choices: Vec<_> = device
+            .iter()
+            .map(|slot| {
+                let SamplingParams { temperature, seed, .. } = *self.params(slot);
+                TokenChoice { temperature, seed, position: slot.position as u32 }
+            })
+            .collect();
+        let device_rows: Vec<_> = device.into_iter().map(row).collect();
+        let host_rows: Vec<_> = host.into_iter().map(row).collect();
+        let mut tokens = logits.choose(&device_rows, &choices)?.into_iter();
+        let values = logits.download(&host_rows)?;
+        let mut values = values.chunks(self.vocab_size);
+        let mut scratch = Scratch::default();
+        let choose = |slot| {
+            if on_device(slot) {
+                let token = tokens.next().ok_or(SamplingError::NoLogits)?;
+                return Ok(Sampled { token, logprob: None });
             }
-        }
-        let mut sampled: Vec<Result<Sampled, SamplingError>> =
-            vec![Ok(Sampled { token: 0, logprobs: None }); batch.samples.len()];
-        if !device.0.is_empty() {
-            let tokens = logits.choose(&device.1, &device.2)?;
-            for (&i, token) in device.0.iter().zip(tokens) {
-                sampled[i] = Ok(Sampled { token, logprobs: None });
+            let row = values.next().ok_or(SamplingError::NoLogits)?;
+            let state = self.sequences.get(&slot.sequence).ok_or(SamplingError::NoLogits)?;
+            sample(row, &state.params, &state.history, slot.position as u32, &mut scratch)
+        };
+        Ok(batch.samples.iter().map(choose).collect())
+    }
+}
+
+impl Executor for ModelExecutor {
+    type Error = ExecuteError;
+
+    fn execute(&mut self, batch: &ScheduledBatch) -> Result<Vec<TokenId>, ExecuteError> {
+        self.chosen.clear();
+        let logits = self.runner.run(pack(batch, self.block_size))?;
+        let rows = RowStarts::of(&batch.chunks);
+        self.record_prompts(batch, &rows, logits.as_ref())?;
+        let chosen = self.sample(batch, &rows, logits.as_ref())?;
+        // A row from which nothing can be chosen ends its own request only, when it is emitted.
+        let token = |choice: &Result<Sampled, SamplingError>| choice.as_ref().map_or(0, |c| c.token);
+        let tokens: Vec<_> = chosen.iter().map(token).collect();
+        for ((slot, choice), &token) in batch.samples.iter().zip(chosen).zip(&tokens) {
+            if let Some(state) = self.sequences.get_mut(&slot.sequence) {
+                state.history.push(token);
             }
+            self.chosen.insert(slot.sequence, choice);
         }
-        if !host.0.is_empty() {
-            let values = logits.download(&host.1)?;
-            for (&i, row) in host.0.iter().zip(values.chunks(self.vocab_size)) {
-                let slot = &batch.samples[i];
-                if let Some(state) = self.sequences.get(&slot.sequence) {
-                    let position = slot.position as u32;
-                    let choice =
-                        sample(row, &state.params, &state.history, position, &mut self.scratch);
-                    sampled[i] = choice
-                        .map(|choice| Sampled { token: choice.token, logprobs: choice.logprobs });
-                }
-            }
-        }
-        for (slot, sampled) in batch.samples.iter().zip(&sampled) {
-            if let (Some(state), Ok(sampled)) = (self.sequences.get_mut(&slot.sequence), sampled) {
-                state.history.push(sampled.token);
-            }
-        }
-        Ok(sampled)
+        Ok(tokens)
     }
 }
 

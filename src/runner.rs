@@ -30,10 +30,10 @@ pub enum ExecuteError {
 pub(crate) struct Step {
     /// Blocks to save on the host, `(device, host)`.
     pub swap_out: Vec<(u32, u32)>,
-    /// Blocks to restore from the host, `(host, device)`.
-    pub swap_in: Vec<(u32, u32)>,
-    /// Blocks to copy, `(from, to)`.
+    /// Then blocks to copy, `(from, to)`.
     pub copies: Vec<(u32, u32)>,
+    /// Then blocks to restore from the host, `(host, device)`.
+    pub swap_in: Vec<(u32, u32)>,
     pub batch: BatchInput,
 }
 
@@ -83,12 +83,12 @@ impl<B: ModelBackend> ModelRunner<B> {
             let block = self.kv.read_block(device, self.block_size);
             self.swapped.insert(host, block);
         }
+        self.kv.copy_blocks(&step.copies, self.block_size);
         for (host, device) in step.swap_in {
             if let Some(block) = self.swapped.remove(&host) {
                 self.kv.write_block(device, self.block_size, block);
             }
         }
-        self.kv.copy_blocks(&step.copies, self.block_size);
         if step.batch.tokens.is_empty() {
             return None;
         }

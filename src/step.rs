@@ -4,7 +4,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use engine_sched::{Scheduler, SequenceId, SequenceRequest, Statistics};
+use engine_sched::{
+    Executor, ScheduledBatch, Scheduler, SequenceId, SequenceRequest, Statistics,
+};
 
 use crate::{
     Detokenizer, EngineInfo, Event, GenerateError, PromptReport, Request, StopMatcher, SubmitError,
@@ -42,15 +44,15 @@ pub struct EngineCore {
     pub(crate) scheduler: Scheduler,
     pub(crate) executor: ModelExecutor,
     pub(crate) requests: HashMap<RequestId, RequestState>,
-    /// Which request and which of its completions a sequence is.
-    pub(crate) owners: HashMap<SequenceId, (RequestId, usize)>,
+    /// Which request a submitted sequence is.
+    pub(crate) owners: HashMap<SequenceId, RequestId>,
     next_id: u64,
     pub(crate) started: Instant,
     statistics: Arc<Mutex<Statistics>>,
 }
 
 pub(crate) struct RequestState {
-    /// The sequence of the first completion.
+    /// What the scheduler knows it by.
     pub sequence: SequenceId,
     pub request: Request,
     pub completions: Vec<CompletionState>,
@@ -59,8 +61,8 @@ pub(crate) struct RequestState {
 }
 
 pub(crate) struct CompletionState {
-    /// Known from the first token on.
-    pub sequence: Option<SequenceId>,
+    /// The request's own until it forks.
+    pub sequence: SequenceId,
     pub text: CompletionText,
     pub done: bool,
 }
@@ -114,76 +116,76 @@ impl EngineCore {
         request: Request,
         prompt: Vec<u32>,
     ) -> Result<RequestId, SubmitError> {
-        let completions = (0..request.n)
-            .map(|_| {
-                let tokenizer = self.info.tokenizer.as_ref();
-                let text = CompletionText {
-                    detokenizer: tokenizer
-                        .map(|tokenizer| Detokenizer::new(tokenizer, &prompt, true))
-                        .transpose()?,
-                    stops: StopMatcher::new(&request.stop, request.include_stop)?,
-                    include_stop: request.include_stop,
-                };
-                Ok(CompletionState { sequence: None, text, done: false })
-            })
+        let texts = (0..request.n)
+            .map(|_| self.completion_text(&request, &prompt))
             .collect::<Result<Vec<_>, SubmitError>>()?;
         let now = self.started.elapsed();
         let room = self.info.max_context - prompt.len();
         let sequence = self.scheduler.submit(SequenceRequest {
-            prompt: prompt.clone(),
-            // A report on the prompt alone still runs one token, which is not shown.
-            max_tokens: request.max_tokens.unwrap_or(room).max(1),
+            max_tokens: request.max_tokens.unwrap_or(room),
             stop_tokens: self.info.stop_tokens(&request),
             priority: request.priority,
             deadline: request.timeout.map(|timeout| now + timeout),
             salt: request.cache_salt,
             prompt_logits: request.prompt_report != PromptReport::None,
             num_samples: request.n,
-            ..SequenceRequest::default()
+            arrival: Some(now),
+            ..SequenceRequest::new(prompt.clone())
         })?;
         self.executor.add(sequence, &prompt, request.sampling.clone(), request.prompt_report);
+        let completions = texts
+            .into_iter()
+            .map(|text| CompletionState { sequence, text, done: false })
+            .collect();
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        self.owners.insert(sequence, (id, 0));
+        self.owners.insert(sequence, id);
         let usage = Usage { prompt_tokens: prompt.len(), ..Usage::default() };
         let state = RequestState { sequence, request, completions, submitted: now, usage };
         self.requests.insert(id, state);
         Ok(id)
     }
 
+    fn completion_text(
+        &self,
+        request: &Request,
+        prompt: &[u32],
+    ) -> Result<CompletionText, SubmitError> {
+        let start = |tokenizer| Detokenizer::new(tokenizer, prompt, true);
+        Ok(CompletionText {
+            detokenizer: self.info.tokenizer.as_ref().map(start).transpose()?,
+            stops: StopMatcher::new(&request.stop, request.include_stop)?,
+            include_stop: request.include_stop,
+        })
+    }
+
     /// Ends a request at once and frees its blocks. Nothing more is reported of it.
     pub fn cancel(&mut self, id: RequestId) {
-        if let Some(state) = self.requests.remove(&id) {
-            self.scheduler.cancel(state.sequence);
-            self.forget(state.sequence);
-            for sequence in state.completions.iter().filter_map(|c| c.sequence) {
-                self.scheduler.cancel(sequence);
-                self.forget(sequence);
-            }
+        let Some(state) = self.requests.remove(&id) else { return };
+        self.owners.remove(&state.sequence);
+        let forked = state.completions.iter().map(|completion| completion.sequence);
+        for sequence in forked.chain([state.sequence]) {
+            self.scheduler.cancel(sequence);
+            self.executor.remove(sequence);
         }
     }
 
     /// One step: schedule, pack, forward, sample, commit, emit.
     pub fn step(&mut self) -> Vec<RequestEvent> {
-        let mut batch = self.scheduler.schedule(self.started.elapsed());
         let mut events = Vec::new();
-        let early = std::mem::take(&mut batch.finished);
+        let mut batch = self.scheduler.schedule(self.started.elapsed());
+        let mut updates = std::mem::take(&mut batch.finished);
         self.adopt_children(&batch);
         match self.executor.execute(&batch) {
-            Ok(sampled) => {
-                let tokens: Vec<u32> =
-                    sampled.iter().map(|s| s.as_ref().map_or(0, |s| s.token)).collect();
-                let mut results: HashMap<_, _> =
-                    batch.samples.iter().map(|slot| slot.sequence).zip(sampled).collect();
-                let updates = self.scheduler.commit(batch, &tokens, self.started.elapsed());
-                for update in early.into_iter().chain(updates) {
-                    let sampled = results.remove(&update.sequence);
-                    self.emit(update, sampled, &mut events);
+            Ok(tokens) => {
+                updates.extend(self.scheduler.commit(batch, &tokens, self.started.elapsed()));
+                for update in updates {
+                    self.emit(&update, &mut events);
                 }
             }
             Err(error) => {
-                let updates = self.scheduler.abort(batch, self.started.elapsed());
-                for update in early.into_iter().chain(updates) {
+                updates.extend(self.scheduler.abort(batch, self.started.elapsed()));
+                for update in updates {
                     self.fail(&update, &error, &mut events);
                 }
             }
@@ -193,28 +195,16 @@ impl EngineCore {
         events
     }
 
-    /// Gives sequences that the scheduler forked for a request's further completions their state.
-    fn adopt_children(&mut self, batch: &engine_sched::ScheduledBatch) {
-        for slot in &batch.samples {
-            if self.owners.contains_key(&slot.sequence) {
-                continue;
-            }
-            if let Some(&(id, _)) = self.owners.get(&slot.parent) {
-                self.owners.insert(slot.sequence, (id, slot.sample_index));
+    /// Gives the sequences that a request forked into a copy of its sampling state.
+    fn adopt_children(&mut self, batch: &ScheduledBatch) {
+        for slot in batch.samples.iter().filter(|slot| slot.sequence != slot.parent) {
+            let Some(&id) = self.owners.get(&slot.parent) else { continue };
+            let Some(state) = self.requests.get_mut(&id) else { continue };
+            let Some(completion) = state.completions.get_mut(slot.sample_index) else { continue };
+            if completion.sequence != slot.sequence {
+                completion.sequence = slot.sequence;
                 self.executor.fork(slot.parent, slot.sequence, slot.sample_index);
-                let completion = self
-                    .requests
-                    .get_mut(&id)
-                    .and_then(|state| state.completions.get_mut(slot.sample_index));
-                if let Some(completion) = completion {
-                    completion.sequence = Some(slot.sequence);
-                }
             }
         }
-    }
-
-    pub(crate) fn forget(&mut self, sequence: SequenceId) {
-        self.owners.remove(&sequence);
-        self.executor.remove(sequence);
     }
 }
