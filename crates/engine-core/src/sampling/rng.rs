@@ -30,6 +30,9 @@ pub fn uniform(seed: u64, position: u32, token: u32) -> f32 {
     (bits as f32 + 0.5) * (1.0 / 8_388_608.0)
 }
 
+/// No [`gumbel`] number is larger.
+pub const MAX_GUMBEL: f32 = 16.64;
+
 /// A standard Gumbel number, `−ln(−ln(uniform))`.
 pub fn gumbel(seed: u64, position: u32, token: u32) -> f32 {
     -(-uniform(seed, position, token).ln()).ln()
