@@ -12,7 +12,9 @@ pub mod sampling;
 pub use batch::{BatchInput, ForwardBatch, LogitRows, MetaLayout, SequenceChunk};
 pub use kv::{KvCache, LayerKv};
 pub use ops::CoreOps;
-pub use sampling::{Sampled, SamplingError, SamplingParams, TokenHistory, TokenLogprobs};
+pub use sampling::{
+    SampleScratch, Sampled, SamplingError, SamplingParams, TokenHistory, TokenLogprobs,
+};
 
 /// Everything a model needs of a backend.
 pub trait ModelBackend: CoreOps + engine_quant::QuantOps {}

@@ -12,9 +12,9 @@ pub(super) struct Candidate {
     pub(super) score: f32,
 }
 
-/// The one order of tokens: larger scores first, equal ones by id.
+/// The one order of tokens: larger scores first, equal ones by id. Candidates hold no NaN.
 pub(super) fn most_probable_first(a: &Candidate, b: &Candidate) -> Ordering {
-    b.score.total_cmp(&a.score).then(a.token.cmp(&b.token))
+    b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal).then(a.token.cmp(&b.token))
 }
 
 /// The probability of a score in proportion to that of the largest, `exp(score − largest)`; 1 where

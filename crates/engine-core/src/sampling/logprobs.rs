@@ -9,7 +9,7 @@ pub struct TokenLogprobs {
     /// Its natural log probability; minus infinity where the model rules it out.
     pub logprob: f32,
     /// The most probable tokens with their log probabilities, most probable first, equal ones by
-    /// id. `token` is among them only if it is that probable.
+    /// id. `token` is among them only if it is that probable, tokens of probability zero never are.
     pub top: Vec<(u32, f32)>,
 }
 

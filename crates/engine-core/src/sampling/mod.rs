@@ -162,8 +162,8 @@ fn draw(
     let mut highest = best.score + rng::gumbel(seed, position, best.token);
     for Candidate { token, score } in candidates {
         // Rounded sums keep their order, so what cannot win with the largest noise need not draw it.
-        // NaN fails both comparisons.
-        if score + rng::MAX_GUMBEL < highest || score == f32::NEG_INFINITY {
+        // NaN passes here and wins no comparison.
+        if score + rng::MAX_GUMBEL < highest {
             continue;
         }
         let perturbed = score + rng::gumbel(seed, position, token);

@@ -42,6 +42,17 @@ pub fn gumbel(seed: u64, position: u32, token: u32) -> f32 {
 mod tests {
     use super::*;
 
+    #[test]
+    fn the_extreme_words_give_finite_gumbel_numbers_within_the_bound() {
+        // What `uniform` makes of the smallest and the largest 23 bits.
+        let smallest = 0.5f32 / 8_388_608.0;
+        let largest = (8_388_607.0f32 + 0.5) / 8_388_608.0;
+        assert!(smallest > 0.0 && largest < 1.0);
+        let highest = -(-largest.ln()).ln();
+        assert!((MAX_GUMBEL - 0.01..MAX_GUMBEL).contains(&highest), "{highest}");
+        assert!((-(-smallest.ln()).ln()).is_finite());
+    }
+
     // Known answers of the authors' Random123 distribution.
     #[test]
     fn philox_gives_the_published_answers() {
