@@ -97,7 +97,7 @@ impl EngineCore {
                 return None;
             }
         };
-        let logprobs = sampled.and_then(|sampled| sampled.logprob);
+        let logprobs = sampled.and_then(|sampled| sampled.logprobs);
         events.push((id, Ok(Event::Token { index, token, text: step.text, logprobs })));
         step.matched
     }

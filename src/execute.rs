@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use engine_core::ops::sample::TokenChoice;
 use engine_core::sampling::{
-    Sampled, SamplingError, SamplingParams, Scratch, TokenHistory, logprobs_of, sample,
+    SampleScratch, Sampled, SamplingError, SamplingParams, TokenHistory, logprobs_of, sample,
 };
 use engine_core::{BatchInput, LogitRows, SequenceChunk};
 use engine_sched::{Executor, SampleSlot, ScheduledBatch, ScheduledChunk, SequenceId, TokenId};
@@ -28,7 +28,6 @@ pub(crate) struct ModelExecutor {
     prompts: HashMap<SequenceId, PromptRecorder>,
     /// What the last step chose beside the tokens, or why it could not.
     chosen: HashMap<SequenceId, Result<Sampled, SamplingError>>,
-    scratch: Scratch,
 }
 
 impl ModelExecutor {
@@ -40,7 +39,6 @@ impl ModelExecutor {
             sequences: HashMap::new(),
             prompts: HashMap::new(),
             chosen: HashMap::new(),
-            scratch: Scratch::default(),
         }
     }
 
@@ -115,32 +113,37 @@ impl ModelExecutor {
         rows: &RowStarts,
         logits: &dyn Logits,
     ) -> Result<Vec<Result<Sampled, SamplingError>>, ExecuteError> {
-        let on_device = |slot: &SampleSlot| self.params(slot).on_device();
+        let on_device = |slot: &SampleSlot| self.state(slot).is_none_or(|s| s.params.on_device());
         let row = |slot: &SampleSlot| rows.last_row(&batch.chunks, slot.chunk);
+        let choice = |slot: &SampleSlot| {
+            let (temperature, seed) =
+                self.state(slot).map_or((0.0, 0), |s| (s.params.temperature, s.params.seed));
+            TokenChoice { temperature, seed, position: slot.position as u32 }
+        };
         let (device, host): (Vec<_>, Vec<_>) = batch.samples.iter().partition(|s| on_device(s));
-        let choices: Vec<_> = device
-            .iter()
-            .map(|slot| {
-                let SamplingParams { temperature, seed, .. } = *self.params(slot);
-                TokenChoice { temperature, seed, position: slot.position as u32 }
-            })
-            .collect();
+        let choices: Vec<_> = device.iter().copied().map(choice).collect();
         let device_rows: Vec<_> = device.into_iter().map(row).collect();
         let host_rows: Vec<_> = host.into_iter().map(row).collect();
         let mut tokens = logits.choose(&device_rows, &choices)?.into_iter();
         let values = logits.download(&host_rows)?;
         let mut values = values.chunks(self.vocab_size);
-        let mut scratch = Scratch::default();
-        let choose = |slot| {
-            if on_device(slot) {
-                let token = tokens.next().ok_or(SamplingError::NoLogits)?;
-                return Ok(Sampled { token, logprob: None });
+        let mut scratch = SampleScratch::default();
+        let choose = |slot| match self.state(slot) {
+            Some(state) if !state.params.on_device() => {
+                let row = values.next().ok_or_else(ExecuteError::too_few_rows)?;
+                let position = slot.position as u32;
+                Ok(sample(row, &state.params, &state.history, position, &mut scratch))
             }
-            let row = values.next().ok_or(SamplingError::NoLogits)?;
-            let state = self.sequences.get(&slot.sequence).ok_or(SamplingError::NoLogits)?;
-            sample(row, &state.params, &state.history, slot.position as u32, &mut scratch)
+            _ => {
+                let token = tokens.next().ok_or_else(ExecuteError::too_few_rows)?;
+                Ok(Ok(Sampled { token, logprobs: None }))
+            }
         };
-        Ok(batch.samples.iter().map(choose).collect())
+        batch.samples.iter().map(choose).collect()
+    }
+
+    fn state(&self, slot: &SampleSlot) -> Option<&SamplingState> {
+        self.sequences.get(&slot.sequence)
     }
 }
 

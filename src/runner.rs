@@ -25,6 +25,12 @@ pub enum ExecuteError {
     Poisoned,
 }
 
+impl ExecuteError {
+    pub(crate) fn too_few_rows() -> Self {
+        Self::Device { message: "it returned fewer rows than it was asked for".to_owned() }
+    }
+}
+
 /// One step for the device: block movements first, then the forward pass.
 #[derive(Debug, Default)]
 pub(crate) struct Step {
@@ -144,6 +150,9 @@ impl<B: ModelBackend> DeviceLogits<B> {
 
 impl<B: ModelBackend> Logits for DeviceLogits<B> {
     fn choose(&self, rows: &[u32], choices: &[TokenChoice]) -> Result<Vec<u32>, ExecuteError> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
         let tokens = catch_device(|| {
             self.select(rows).map(|logits| choose_tokens(logits, choices).into_data())
         })?;
@@ -151,6 +160,9 @@ impl<B: ModelBackend> Logits for DeviceLogits<B> {
     }
 
     fn download(&self, rows: &[u32]) -> Result<Vec<f32>, ExecuteError> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
         let values = catch_device(|| self.select(rows).map(Tensor::into_data))?;
         Ok(values.map(|data| data.iter::<f32>().collect()).unwrap_or_default())
     }

@@ -22,6 +22,9 @@ pub use kv::{KvCache, LayerKv, kv_bytes_per_token};
 pub use model::{LoadProgress, Model, load};
 pub use ops::CoreOps;
 pub use rope::{Rope, RopeConfig, RopeLength, RopeScaling};
+pub use sampling::{
+    SampleScratch, Sampled, SamplingError, SamplingParams, TokenHistory, TokenLogprobs,
+};
 
 /// Everything a model needs of a backend.
 pub trait ModelBackend: CoreOps + engine_quant::QuantOps {}

@@ -30,6 +30,9 @@ pub fn uniform(seed: u64, position: u32, token: u32) -> f32 {
     (bits as f32 + 0.5) * (1.0 / 8_388_608.0)
 }
 
+/// No [`gumbel`] number is larger.
+pub const MAX_GUMBEL: f32 = 16.64;
+
 /// A standard Gumbel number, `−ln(−ln(uniform))`.
 pub fn gumbel(seed: u64, position: u32, token: u32) -> f32 {
     -(-uniform(seed, position, token).ln()).ln()
@@ -38,6 +41,17 @@ pub fn gumbel(seed: u64, position: u32, token: u32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_extreme_words_give_finite_gumbel_numbers_within_the_bound() {
+        // What `uniform` makes of the smallest and the largest 23 bits.
+        let smallest = 0.5f32 / 8_388_608.0;
+        let largest = (8_388_607.0f32 + 0.5) / 8_388_608.0;
+        assert!(smallest > 0.0 && largest < 1.0);
+        let highest = -(-largest.ln()).ln();
+        assert!((MAX_GUMBEL - 0.01..MAX_GUMBEL).contains(&highest), "{highest}");
+        assert!((-(-smallest.ln()).ln()).is_finite());
+    }
 
     // Known answers of the authors' Random123 distribution.
     #[test]
