@@ -98,7 +98,9 @@ pub enum ConfigError {
         field: &'static str,
     },
     /// Slots are numbered with 32 bits.
-    #[error("{field} = {value} is too large: {num_blocks} blocks of {block_size} need more slots than 2^31")]
+    #[error(
+        "{field} = {value} is too large: {num_blocks} blocks of {block_size} need more slots than 2^31"
+    )]
     TooLarge {
         /// The field.
         field: &'static str,
