@@ -1,0 +1,118 @@
+use crate::scheduler::InFlight;
+use crate::sequence::{Rank, Sequence};
+use crate::{ScheduledBatch, Scheduler, SequenceId};
+
+/// What sequences will soon need beyond what they hold.
+#[derive(Debug, Clone, Copy, Default)]
+struct Demand {
+    /// Tokens known and not computed.
+    tokens: usize,
+    /// Blocks for known tokens that are not allocated yet, and one more for each sample.
+    blocks: usize,
+    /// Places among `max_sequences`.
+    places: usize,
+}
+
+impl Demand {
+    fn add(&mut self, other: Demand) {
+        self.tokens += other.tokens;
+        self.blocks += other.blocks;
+        self.places += other.places;
+    }
+}
+
+impl Scheduler {
+    /// Moves waiting sequences to the running ones as far as budget, places and blocks reach, in
+    /// their order and without skipping any. One that outclasses running ones has them preempted.
+    pub(crate) fn admit(&mut self, batch: &mut ScheduledBatch, flight: &mut InFlight) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let mut demand = self.running_demand();
+        while let Some(id) = self.waiting.head(self.now, self.config.max_wait) {
+            let Some(rank) = self.rank(id) else { return };
+            let victim = self.outclassed_by(rank);
+            if demand.tokens >= self.config.max_batched_tokens && victim.is_none() {
+                return;
+            }
+            if self.fits(id, demand) {
+                demand.add(self.admit_sequence(id));
+            } else if let Some(victim) = victim {
+                self.preempt(victim, batch, flight);
+                demand = self.running_demand();
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn admit_sequence(&mut self, id: SequenceId) -> Demand {
+        let Some(mut sequence) = self.sequences.remove(&id) else { return Demand::default() };
+        self.waiting.remove(&sequence);
+        if !sequence.admitted {
+            sequence.admitted = true;
+            self.recorder.queue_time.record(self.now.saturating_sub(sequence.arrival));
+        }
+        if sequence.swapped.is_none() {
+            self.attach_prefix(&mut sequence);
+        }
+        let demand = self.demand(&sequence);
+        self.sequences.insert(id, sequence);
+        self.running.push(id);
+        demand
+    }
+
+    fn running_demand(&self) -> Demand {
+        let mut total = Demand::default();
+        for sequence in self.running.iter().filter_map(|id| self.sequences.get(id)) {
+            total.add(self.demand(sequence));
+        }
+        total
+    }
+
+    fn demand(&self, sequence: &Sequence) -> Demand {
+        let held = sequence.table.num_blocks();
+        let samples = sequence.num_samples();
+        Demand {
+            tokens: sequence.remaining(),
+            blocks: self.blocks_to_catch_up(sequence).saturating_sub(held) + samples,
+            places: samples,
+        }
+    }
+
+    /// Blocks that hold all known tokens, or what the window and a step need of them.
+    fn blocks_to_catch_up(&self, sequence: &Sequence) -> usize {
+        let whole = self.pool.blocks_for(sequence.tokens.len());
+        match self.config.window {
+            Some(window) => {
+                let held = window.saturating_add(self.config.max_batched_tokens);
+                whole.min(self.pool.blocks_for(held) + 1)
+            }
+            None => whole,
+        }
+    }
+
+    /// Whether the waiting sequence can join the running ones, which demand `running`. Alone it
+    /// always can: `submit` saw to it.
+    fn fits(&self, id: SequenceId, running: Demand) -> bool {
+        let Some(sequence) = self.sequences.get(&id) else { return false };
+        if self.running.is_empty() {
+            return true;
+        }
+        let mut own = self.demand(sequence);
+        if sequence.swapped.is_none() && self.config.prefix_caching {
+            let usable = &sequence.tokens[..sequence.cacheable_len()];
+            let found = self.pool.lookup_prefix(sequence.table.namespace(), usable);
+            own.blocks = (own.blocks + found.free_blocks).saturating_sub(found.blocks);
+        }
+        running.places + own.places <= self.config.max_sequences
+            && running.blocks + own.blocks <= self.pool.num_free()
+    }
+
+    /// The last in rank of the running sequences if `rank` outclasses it.
+    fn outclassed_by(&self, rank: Rank) -> Option<SequenceId> {
+        let ranks = self.running.iter().filter_map(|&id| Some((self.rank(id)?, id)));
+        let (last, victim) = ranks.max()?;
+        rank.outclasses(last).then_some(victim)
+    }
+}

@@ -1,0 +1,110 @@
+use engine_kv::{InvariantError, PageTable, SwappedTable};
+use thiserror::Error;
+
+use crate::{Scheduler, SequenceId};
+
+/// An invariant of the scheduler that does not hold: a bug, never the caller's input.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum CheckError {
+    /// An invariant of the block pool.
+    #[error(transparent)]
+    Pool(#[from] InvariantError),
+    /// A sequence is not in exactly one of the two places.
+    #[error("{sequence:?} is waiting: {waiting}, running: {running} times")]
+    Place {
+        /// The sequence.
+        sequence: SequenceId,
+        /// Whether it waits.
+        waiting: bool,
+        /// How often it is listed as running.
+        running: usize,
+    },
+    /// A list names sequences that do not exist.
+    #[error("{listed} sequences are listed and {known} exist")]
+    Unknown {
+        /// Sequences listed as waiting or running.
+        listed: usize,
+        /// Sequences that exist.
+        known: usize,
+    },
+    /// More sequences run than may.
+    #[error("{running} sequences run and {max_sequences} may")]
+    Sequences {
+        /// Sequences that run.
+        running: usize,
+        /// The limit.
+        max_sequences: usize,
+    },
+    /// The state of one sequence contradicts itself.
+    #[error("{sequence:?}: {what}")]
+    Sequence {
+        /// The sequence.
+        sequence: SequenceId,
+        /// What does not hold.
+        what: &'static str,
+    },
+}
+
+impl Scheduler {
+    /// Checks every invariant of the scheduler and of its block pool.
+    pub fn check(&self) -> Result<(), CheckError> {
+        let tables: Vec<&PageTable> = self.sequences.values().map(|s| &s.table).collect();
+        self.pool.check(&tables)?;
+        let in_flight = self.in_flight.iter().flat_map(|flight| &flight.swapped_in);
+        let swapped: Vec<&SwappedTable> =
+            self.sequences.values().filter_map(|s| s.swapped.as_ref()).chain(in_flight).collect();
+        self.host.check(&swapped)?;
+        let (mut places, mut listed) = (0, self.waiting.len());
+        for &id in &self.running {
+            listed += 1;
+            places += self.sequences.get(&id).map_or(0, |sequence| sequence.num_samples());
+        }
+        if listed != self.sequences.len() {
+            return Err(CheckError::Unknown { listed, known: self.sequences.len() });
+        }
+        if places > self.config.max_sequences {
+            let max_sequences = self.config.max_sequences;
+            return Err(CheckError::Sequences { running: places, max_sequences });
+        }
+        self.sequences.keys().try_for_each(|&id| self.check_sequence(id))
+    }
+
+    fn check_sequence(&self, id: SequenceId) -> Result<(), CheckError> {
+        let broken = |what| Err(CheckError::Sequence { sequence: id, what });
+        let Some(sequence) = self.sequences.get(&id) else { return broken("it is gone") };
+        let waiting = self.waiting.contains(sequence);
+        let running = self.running.iter().filter(|&&other| other == id).count();
+        if usize::from(waiting) + running != 1 {
+            return Err(CheckError::Place { sequence: id, waiting, running });
+        }
+        if sequence.id != id {
+            return broken("it is kept under another id");
+        }
+        if waiting && sequence.table.num_blocks() > 0 {
+            return broken("it waits and holds blocks");
+        }
+        if sequence.swapped.is_some() && sequence.table.num_blocks() > 0 {
+            return broken("it is on the device and on the host");
+        }
+        if sequence.in_flight && self.in_flight.is_none() {
+            return broken("it is in flight and no batch is");
+        }
+        if sequence.remaining() == 0 {
+            return broken("it has nothing left to compute");
+        }
+        if sequence.tokens.len() > sequence.terms.max_len {
+            return broken("it is longer than it may become");
+        }
+        let epoch = self.config.cache_epochs.epoch(sequence.tokens.len());
+        if sequence.table.namespace().epoch != epoch {
+            return broken("its keys were computed in another epoch");
+        }
+        match sequence.terms.deadline {
+            Some(deadline) if !self.deadlines.contains(&(deadline, id)) => {
+                broken("its deadline is not watched")
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,15 @@
+use crate::{ScheduledBatch, TokenId};
+
+/// What runs a step: the real model, a fake one, a simulated one.
+///
+/// The contract is that of [`ScheduledBatch`]: the moves in their order, the forward pass, then
+/// one token for each entry of `batch.samples`, in that order.
+pub trait Executor {
+    /// What can go wrong.
+    type Error: std::error::Error;
+
+    /// Runs `batch` and returns the sampled tokens.
+    ///
+    /// After an error the caller aborts the batch; blocks it wrote may hold anything.
+    fn execute(&mut self, batch: &ScheduledBatch) -> Result<Vec<TokenId>, Self::Error>;
+}
