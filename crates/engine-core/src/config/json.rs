@@ -53,6 +53,11 @@ fn show(value: Option<&Value>) -> String {
     }
 }
 
+fn show_range(range: &RangeInclusive<f64>) -> String {
+    let (start, end) = (range.start(), range.end());
+    if *end > 1e6 { format!("{start} to {end:e}") } else { format!("{start} to {end}") }
+}
+
 /// A JSON object of a file, and where in the file it is.
 #[derive(Debug, Clone)]
 pub(crate) struct Fields<'a> {
@@ -127,7 +132,7 @@ impl<'a> Fields<'a> {
         key: &str,
         range: RangeInclusive<f64>,
     ) -> Result<Option<f64>, LoadError> {
-        let expected = || format!("a number from {} to {}", range.start(), range.end());
+        let expected = || format!("a number from {}", show_range(&range));
         self.typed(key, expected, |value| value.as_f64().filter(|x| range.contains(x)))
     }
 
@@ -138,8 +143,7 @@ impl<'a> Fields<'a> {
         len: usize,
         range: RangeInclusive<f64>,
     ) -> Result<Option<Vec<f32>>, LoadError> {
-        let expected =
-            || format!("a list of {len} numbers from {} to {}", range.start(), range.end());
+        let expected = || format!("a list of {len} numbers from {}", show_range(&range));
         self.typed(key, expected, |value| {
             let items = value.as_array().filter(|items| items.len() == len)?;
             let number = |item: &Value| item.as_f64().filter(|x| range.contains(x));
