@@ -176,7 +176,7 @@ impl SamplingParams {
             if token as usize >= vocab {
                 return Err(SamplingError::InvalidParameter {
                     field: "logit_bias",
-                    value: format!("for token {token}"),
+                    value: format!("{bias} for token {token}"),
                     allowed: format!(
                         "for a token of the vocabulary, ids 0 to {}",
                         vocab.saturating_sub(1)
