@@ -1,9 +1,12 @@
 //! [`Tokenizer`]: text to token ids and back, as a model directory describes it.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use serde::de::IgnoredAny;
 
 use super::chat_template::{ChatTemplate, ChatTemplateError};
 use super::detokenizer::ByteStream;
@@ -23,12 +26,17 @@ use super::tokenizer_config::TokenizerConfig;
 /// assert_eq!(tokenizer.decode(&ids, true)?, "Once upon a time");
 /// # Ok::<(), engine::TokenizerError>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Tokenizer {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer").field("vocab_size", &self.vocab_size()).finish_non_exhaustive()
+    }
+}
+
 struct Inner {
     tokenizer: tokenizers::Tokenizer,
     rule: PieceRule,
@@ -235,7 +243,18 @@ impl Tokenizer {
 
 /// Parses a tokenizer.json.
 fn parse(json: &[u8]) -> Result<tokenizers::Tokenizer, String> {
-    tokenizers::Tokenizer::from_bytes(json).map_err(|error| format!("not a tokenizer: {error}"))
+    // The crate panics on some files that are not JSON, so that is settled first.
+    serde_json::from_slice::<IgnoredAny>(json).map_err(|error| format!("not JSON: {error}"))?;
+    // It also panics on templates that name tokens which are not there, some only when first used.
+    let usable = std::panic::catch_unwind(|| {
+        let tokenizer = tokenizers::Tokenizer::from_bytes(json)?;
+        tokenizer.encode_fast("", true).map(|_| tokenizer)
+    });
+    match usable {
+        Ok(Ok(tokenizer)) => Ok(tokenizer),
+        Ok(Err(error)) => Err(format!("not a tokenizer: {error}")),
+        Err(_) => Err("not a tokenizer: it contradicts itself".to_owned()),
+    }
 }
 
 /// Says why there is no tokenizer to load.

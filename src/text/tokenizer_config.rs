@@ -35,6 +35,7 @@ impl TokenizerConfig {
         let settings = read_object(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
         let map = read_object(&dir.join("special_tokens_map.json"))?.unwrap_or_default();
         for name in SPECIAL_TOKENS {
+            // A `null` in the first file says that there is none, whatever the second one holds.
             let token = settings.get(name).or_else(|| map.get(name)).and_then(token_text);
             if let Some(text) = token {
                 config.special_tokens.insert(name.to_owned(), Value::from(text));
