@@ -27,6 +27,8 @@ mod error;
 mod ops;
 mod weight;
 
+#[cfg(feature = "flex")]
+pub use backends::flex::simd;
 pub use dense::Dense;
 pub use error::QuantError;
 pub use ops::QuantOps;

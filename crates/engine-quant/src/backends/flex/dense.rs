@@ -1,0 +1,379 @@
+//! `x · Wᵀ` with `W` in `f32`, `f16` or `bf16`, widened in registers.
+//!
+//! The product of one row with one stored row is a sum over blocks of [`BLOCK`] elements in order,
+//! each block summed in the lane order of [`simd`]. Neither the number of rows nor
+//! that of threads has a part in it, so a row's result is the same bits in every batch.
+
+use std::ops::Range;
+
+use burn_flex::{FlexTensor, Layout};
+use burn_tensor::{Bytes, DType, Shape, TensorData};
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::simd::{self, Isa, Kernel, Simd, StoredFloat};
+
+/// Elements of a row that are summed before the next ones begin.
+const BLOCK: usize = 2048;
+
+/// Rows of activations that share one pass over the weights: their blocks stay in the cache.
+const ROW_BLOCK: usize = 48;
+
+/// Stored rows that are multiplied side by side.
+const COLUMNS: usize = 4;
+
+/// Multiplications below which waking other threads costs more than they save.
+const PARALLEL_WORK: usize = 1 << 17;
+
+/// The same data, copied if its bytes do not lie as its type demands.
+pub fn aligned(data: TensorData) -> TensorData {
+    if (data.bytes.as_ptr() as usize).is_multiple_of(data.dtype.size()) {
+        return data;
+    }
+    TensorData { bytes: Bytes::from_bytes_vec(data.bytes.to_vec()), ..data }
+}
+
+/// `x [rows, in]`, `weight [out, in]`, result `[rows, out]`.
+pub fn linear(x: &FlexTensor, weight: &FlexTensor) -> FlexTensor {
+    let isa = Isa::best();
+    let (rows, [out, _]) = (dims(x)[0], dims(weight));
+    let x = slice::<f32>(x);
+    let y = match weight.dtype() {
+        DType::F16 => product::<f16>(isa, x, slice(weight), rows, out),
+        DType::BF16 => product::<bf16>(isa, x, slice(weight), rows, out),
+        _ => product::<f32>(isa, x, slice(weight), rows, out),
+    };
+    tensor(y, [rows, out])
+}
+
+/// Rows `ids` of `weight [out, in]` as `f32 [ids, in]`.
+pub fn rows(weight: &FlexTensor, ids: &FlexTensor) -> FlexTensor {
+    let ids = slice::<i32>(ids);
+    let [out, width] = dims(weight);
+    let mut y = vec![0.0; ids.len() * width];
+    if width > 0 {
+        for (row, &id) in y.chunks_exact_mut(width).zip(ids) {
+            assert!(
+                usize::try_from(id).is_ok_and(|id| id < out),
+                "dense_rows: row {id} of a matrix with {out} rows"
+            );
+            let start = id as usize * width;
+            match weight.dtype() {
+                DType::F16 => widen::<f16>(&slice(weight)[start..start + width], row),
+                DType::BF16 => widen::<bf16>(&slice(weight)[start..start + width], row),
+                _ => row.copy_from_slice(&slice(weight)[start..start + width]),
+            }
+        }
+    }
+    tensor(y, [ids.len(), width])
+}
+
+/// The whole of `weight` as `f32`.
+pub fn to_f32(weight: FlexTensor) -> FlexTensor {
+    let [out, width] = dims(&weight);
+    let mut y = vec![0.0; if weight.dtype() == DType::F32 { 0 } else { out * width }];
+    match weight.dtype() {
+        DType::F16 => widen::<f16>(slice(&weight), &mut y),
+        DType::BF16 => widen::<bf16>(slice(&weight), &mut y),
+        _ => return weight,
+    }
+    tensor(y, [out, width])
+}
+
+fn tensor(values: Vec<f32>, shape: [usize; 2]) -> FlexTensor {
+    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(Shape::from(shape)), DType::F32)
+}
+
+fn dims(tensor: &FlexTensor) -> [usize; 2] {
+    let shape = tensor.layout().shape();
+    [shape[0], shape[1]]
+}
+
+/// The elements of a contiguous tensor of this type.
+fn slice<E: burn_tensor::Element + bytemuck::Pod>(tensor: &FlexTensor) -> &[E] {
+    let range = tensor.layout().contiguous_offsets();
+    assert!(range.is_some(), "the tensor was made contiguous");
+    let (start, end) = range.unwrap_or_default();
+    &tensor.storage()[start..end]
+}
+
+fn widen<W: StoredFloat>(from: &[W], to: &mut [f32]) {
+    const CHUNK: usize = 1 << 16;
+    let widen_chunk = |(from, to)| Isa::best().run(Widen { from, to });
+    if from.len() <= CHUNK {
+        widen_chunk((from, to));
+    } else {
+        from.par_chunks(CHUNK).zip(to.par_chunks_mut(CHUNK)).for_each(widen_chunk);
+    }
+}
+
+struct Widen<'a, W> {
+    from: &'a [W],
+    to: &'a mut [f32],
+}
+
+impl<W: StoredFloat> Kernel for Widen<'_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        widen_into(s, self.from, self.to);
+    }
+}
+
+#[inline(always)]
+fn widen_into<S: Simd, W: StoredFloat>(s: S, from: &[W], to: &mut [f32]) {
+    let chunks = to.chunks_exact_mut(S::LANES).zip(from.chunks_exact(S::LANES));
+    for (to, from) in chunks {
+        // SAFETY: both chunks hold `LANES` elements.
+        unsafe { s.store(to.as_mut_ptr(), W::load(s, from.as_ptr())) };
+    }
+    let whole = from.len() - from.len() % S::LANES;
+    for (to, &from) in to[whole..].iter_mut().zip(&from[whole..]) {
+        *to = from.elem();
+    }
+}
+
+/// `x [rows, in]` times `weight [out, in]` transposed, `[rows, out]`.
+fn product<W: StoredFloat>(isa: Isa, x: &[f32], weight: &[W], rows: usize, out: usize) -> Vec<f32> {
+    let mut y = vec![0.0; rows * out];
+    if y.is_empty() {
+        return y;
+    }
+    let width = x.len() / rows;
+    assert_eq!(x.len(), rows * width, "dense_linear: x has {rows} rows");
+    assert_eq!(weight.len(), out * width, "dense_linear: the weight has {out} rows");
+    let y_start = SharedMut(y.as_mut_ptr());
+    let part = |rows: Range<usize>, columns: Range<usize>| Part {
+        x,
+        weight,
+        y: y_start,
+        width,
+        out,
+        rows,
+        columns,
+    };
+    let threads = rayon::current_num_threads();
+    if threads == 1 || rows * out * width < PARALLEL_WORK {
+        isa.run(part(0..rows, 0..out));
+        return y;
+    }
+    // A few parts for each thread, so that a thread that was late leaves some to the others.
+    let row_parts = rows.div_ceil(ROW_BLOCK);
+    let column_parts = (threads * 4).div_ceil(row_parts);
+    let columns = out.div_ceil(column_parts).next_multiple_of(COLUMNS);
+    let column_parts = out.div_ceil(columns);
+    (0..row_parts * column_parts).into_par_iter().with_max_len(1).for_each(|number| {
+        let (row, column) = (number % row_parts * ROW_BLOCK, number / row_parts * columns);
+        let rows = row..rows.min(row + ROW_BLOCK);
+        isa.run(part(rows, column..out.min(column + columns)));
+    });
+    y
+}
+
+/// A result that several threads fill, each its own elements.
+#[derive(Clone, Copy)]
+struct SharedMut(*mut f32);
+
+// SAFETY: every `Part` writes the elements of its own rows and columns, and parts do not overlap.
+unsafe impl Send for SharedMut {}
+// SAFETY: as above.
+unsafe impl Sync for SharedMut {}
+
+/// Some rows and columns of a product.
+struct Part<'a, W> {
+    /// `[all rows, width]`.
+    x: &'a [f32],
+    /// `[out, width]`.
+    weight: &'a [W],
+    /// `[all rows, out]`, zeros.
+    y: SharedMut,
+    width: usize,
+    out: usize,
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+impl<W: StoredFloat> Kernel for Part<'_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // Widening pays when several tiles of rows read the same weights.
+        let widens = size_of::<W>() < size_of::<f32>() && self.rows.len() > S::TILE_ROWS;
+        let mut widened = vec![0.0; if widens { COLUMNS * BLOCK } else { 0 }];
+        let mut first = self.rows.start;
+        while first < self.rows.end {
+            let rows = first..self.rows.end.min(first + ROW_BLOCK);
+            first = rows.end;
+            let mut k = 0;
+            while k < self.width {
+                let block = k..self.width.min(k + BLOCK);
+                k = block.end;
+                self.block(s, rows.clone(), block, &mut widened);
+            }
+        }
+    }
+}
+
+impl<W: StoredFloat> Part<'_, W> {
+    /// Adds the products over one block of elements of at most `ROW_BLOCK` rows.
+    #[inline(always)]
+    fn block<S: Simd>(&self, s: S, rows: Range<usize>, block: Range<usize>, widened: &mut [f32]) {
+        let len = block.len();
+        let mut column = self.columns.start;
+        while column < self.columns.end {
+            let columns = COLUMNS.min(self.columns.end - column);
+            let place = (column, columns);
+            let stored = |i: usize| &self.weight[(column + i) * self.width + block.start..][..len];
+            if widened.is_empty() {
+                let mut pointers = [self.weight.as_ptr(); COLUMNS];
+                for (i, pointer) in pointers.iter_mut().enumerate().take(columns) {
+                    *pointer = stored(i).as_ptr();
+                }
+                self.row_tiles(s, rows.clone(), &block, pointers, place);
+            } else {
+                let mut pointers = [std::ptr::null(); COLUMNS];
+                for (i, to) in widened.chunks_exact_mut(BLOCK).enumerate().take(columns) {
+                    widen_into(s, stored(i), &mut to[..len]);
+                    pointers[i] = to.as_ptr();
+                }
+                self.row_tiles(s, rows.clone(), &block, pointers, place);
+            }
+            column += columns;
+        }
+    }
+
+    /// Multiplies the rows with `columns` stored rows, as many at a time as registers hold.
+    #[inline(always)]
+    fn row_tiles<S: Simd, T: StoredFloat>(
+        &self,
+        s: S,
+        rows: Range<usize>,
+        block: &Range<usize>,
+        stored: [*const T; COLUMNS],
+        (column, columns): (usize, usize),
+    ) {
+        let mut row = rows.start;
+        while row < rows.end {
+            let left = rows.end - row;
+            // Tiles of equal size: 7 rows are 4 and 3, not 6 and 1.
+            let tile = left.div_ceil(left.div_ceil(S::TILE_ROWS));
+            let place = (row, column, columns);
+            match tile {
+                6 => self.tile::<S, T, 6>(s, block, stored, place),
+                5 => self.tile::<S, T, 5>(s, block, stored, place),
+                4 => self.tile::<S, T, 4>(s, block, stored, place),
+                3 => self.tile::<S, T, 3>(s, block, stored, place),
+                2 => self.tile::<S, T, 2>(s, block, stored, place),
+                _ => self.tile::<S, T, 1>(s, block, stored, place),
+            }
+            row += tile;
+        }
+    }
+
+    #[inline(always)]
+    fn tile<S: Simd, T: StoredFloat, const R: usize>(
+        &self,
+        s: S,
+        block: &Range<usize>,
+        stored: [*const T; COLUMNS],
+        (row, column, columns): (usize, usize, usize),
+    ) {
+        let mut x = [self.x.as_ptr(); R];
+        for (i, pointer) in x.iter_mut().enumerate() {
+            *pointer = self.x[(row + i) * self.width + block.start..][..block.len()].as_ptr();
+        }
+        let mut sums = [[0.0; COLUMNS]; R];
+        if columns == COLUMNS {
+            // SAFETY: all pointers are to `block.len()` elements, checked where they were made.
+            sums = unsafe { simd::dot_tile(s, x, stored, block.len()) };
+        } else {
+            for i in 0..columns {
+                // SAFETY: as above.
+                let one = unsafe { simd::dot_tile(s, x, [stored[i]], block.len()) };
+                for r in 0..R {
+                    sums[r][i] = one[r][0];
+                }
+            }
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            for (i, sum) in sums.iter().enumerate().take(columns) {
+                // SAFETY: the element is in this part's rows and columns; see `SharedMut`.
+                unsafe { *self.y.0.add((row + r) * self.out + column + i) += sum };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn_tensor::{ElementConversion, cast::ToElement};
+
+    use super::*;
+
+    /// Numbers in −1 .. 1 that have no pattern.
+    fn numbers(len: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(0x9E37_79B9) | 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state as f32 / 2_147_483_648.0 - 1.0
+        };
+        (0..len).map(|_| next()).collect()
+    }
+
+    fn check<W: StoredFloat + ToElement>(rows: usize, out: usize, width: usize) {
+        let x = numbers(rows * width, 1);
+        let weight: Vec<W> = numbers(out * width, 2).into_iter().map(|w| w.elem()).collect();
+        for isa in Isa::available() {
+            let y = product(isa, &x, &weight, rows, out);
+            for (i, &y) in y.iter().enumerate() {
+                let (row, column) = (i / out, i % out);
+                let products = (0..width)
+                    .map(|k| f64::from(x[row * width + k]) * weight[column * width + k].to_f64());
+                let (exact, size) =
+                    products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()));
+                let error = (f64::from(y) - exact).abs();
+                assert!(
+                    error <= 1e-6 * size,
+                    "{} {rows}x{out}x{width} [{row}, {column}]: {y}, exact {exact}",
+                    isa.name()
+                );
+            }
+            for row in 0..rows {
+                let alone = product(isa, &x[row * width..][..width], &weight, 1, out);
+                assert_eq!(alone, y[row * out..][..out], "{} row {row} of {rows}", isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_product_and_the_same_bits_for_a_row_alone() {
+        for rows in [1, 2, 3, 5, 6, 7, 8, 13, 33, 49, 100] {
+            for (out, width) in [(1, 1), (3, 7), (131, 64), (9, 172), (7, 2048), (6, 4101)] {
+                check::<f32>(rows, out, width);
+                check::<f16>(rows, out, width);
+                check::<bf16>(rows, out, width);
+            }
+        }
+    }
+
+    #[test]
+    fn parallel_products_are_the_same_bits_on_any_number_of_threads() {
+        let (out, width) = (131, 400);
+        let weight: Vec<bf16> = numbers(out * width, 4).into_iter().map(bf16::from_f32).collect();
+        for rows in [1, 7, 300] {
+            let x = numbers(rows * width, 3);
+            let on = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| product(Isa::best(), &x, &weight, rows, out))
+            };
+            let one = on(1);
+            for threads in [2, 3, 8] {
+                assert_eq!(one, on(threads), "{threads} threads, {rows} rows");
+            }
+        }
+    }
+}
