@@ -5,7 +5,7 @@ use burn_tensor::{Tensor, activation};
 use super::CoreOps;
 
 /// The non-linearity of the gate, with its Hugging Face names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// `x · sigmoid(x)`: `silu`, `swish`.
     Silu,
