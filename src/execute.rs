@@ -100,7 +100,9 @@ impl ModelExecutor {
             let wanted: Vec<u32> = (start..start + chunk.tokens.len() as u32).collect();
             let values = logits.download(&wanted)?;
             for (row, position) in values.chunks(self.vocab_size).zip(chunk.start_position..) {
-                recorder.record(position, row);
+                if let Err(error) = recorder.record(position, row) {
+                    self.chosen.insert(chunk.sequence, Err(error));
+                }
             }
         }
         Ok(())
@@ -163,7 +165,7 @@ impl Executor for ModelExecutor {
             if let Some(state) = self.sequences.get_mut(&slot.sequence) {
                 state.history.push(token);
             }
-            self.chosen.insert(slot.sequence, choice);
+            self.chosen.entry(slot.sequence).or_insert(choice);
         }
         Ok(tokens)
     }
@@ -239,9 +241,9 @@ impl PromptRecorder {
     }
 
     /// Takes the logits `[vocab]` of one position.
-    fn record(&mut self, position: usize, logits: &[f32]) {
+    fn record(&mut self, position: usize, logits: &[f32]) -> Result<(), SamplingError> {
         if position != self.next || position >= self.output.tokens.len() {
-            return;
+            return Ok(());
         }
         self.next += 1;
         match self.report {
@@ -249,9 +251,10 @@ impl PromptRecorder {
             PromptReport::Logits => self.output.logits.extend_from_slice(logits),
             PromptReport::Logprobs(top) => {
                 if let Some(&target) = self.output.tokens.get(position + 1) {
-                    self.output.logprobs.push(logprobs_of(logits, target, top));
+                    self.output.logprobs.push(logprobs_of(logits, target, top)?);
                 }
             }
         }
+        Ok(())
     }
 }

@@ -2,7 +2,7 @@ use std::sync::mpsc::{Receiver, Sender};
 
 use crate::step::RequestId;
 use crate::engine::Command;
-use crate::{Choice, Completion, Event, FinishReason, GenerateError, PromptOutput, Usage};
+use crate::{Choice, Completion, Event, FinishReason, GenerateError, Usage};
 
 /// A running request: an iterator over its events. Dropping it cancels the request.
 ///

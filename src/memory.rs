@@ -86,7 +86,7 @@ impl fmt::Display for MemoryPlan {
 
 /// Free memory of the CPU, in bytes.
 pub(crate) fn free_host_bytes() -> Option<usize> {
-    let mut system = sysinfo::System::new();
+    let mut system = sysinfo::System::new().ok()?;
     system.refresh_memory();
     let available = usize::try_from(system.available_memory()).ok()?;
     // A container's limit counts more than what the machine has.
