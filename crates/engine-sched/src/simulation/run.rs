@@ -67,6 +67,8 @@ pub struct Outcome {
     pub request: usize,
     /// Which of its samples.
     pub sample_index: usize,
+    /// The id that the scheduler gave the request.
+    pub parent: Option<SequenceId>,
     /// The tokens generated.
     pub tokens: Vec<TokenId>,
     /// How it ended.
@@ -222,8 +224,9 @@ impl<E: Executor> Run<E> {
                 Ok(id) => {
                     self.requests.insert(id, index);
                     for sample_index in 0..request.num_samples {
+                        let parent = Some(id);
                         let outcome =
-                            Outcome { request: index, sample_index, ..Outcome::default() };
+                            Outcome { request: index, sample_index, parent, ..Outcome::default() };
                         self.outcomes.insert((index, sample_index), outcome);
                     }
                 }
