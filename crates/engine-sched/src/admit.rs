@@ -99,14 +99,18 @@ impl Scheduler {
         if self.running.is_empty() {
             return true;
         }
-        let mut own = self.demand(sequence);
-        if sequence.swapped.is_none() && self.config.prefix_caching {
-            let usable = &sequence.tokens[..sequence.cacheable_len()];
-            let found = self.pool.lookup_prefix(sequence.table.namespace(), usable);
-            own.blocks = (own.blocks + found.free_blocks).saturating_sub(found.blocks);
+        let own = self.demand(sequence);
+        if running.places + own.places > self.config.max_sequences {
+            return false;
         }
-        running.places + own.places <= self.config.max_sequences
-            && running.blocks + own.blocks <= self.pool.num_free()
+        let needed = running.blocks + own.blocks;
+        let missing = needed.saturating_sub(self.pool.num_free());
+        if missing == 0 || sequence.swapped.is_some() || !self.config.prefix_caching {
+            return missing == 0;
+        }
+        let usable = &sequence.tokens[..sequence.cacheable_len()];
+        let found = self.pool.lookup_prefix(sequence.table.namespace(), usable);
+        found.blocks - found.free_blocks >= missing
     }
 
     /// The last in rank of the running sequences if `rank` outclasses it.

@@ -81,10 +81,11 @@ impl Scheduler {
         if sequence.id != id {
             return broken("it is kept under another id");
         }
-        if waiting && sequence.table.num_blocks() > 0 {
+        let on_device = sequence.table.num_blocks() > 0 || !sequence.table.is_empty();
+        if waiting && on_device {
             return broken("it waits and holds blocks");
         }
-        if sequence.swapped.is_some() && sequence.table.num_blocks() > 0 {
+        if sequence.swapped.is_some() && on_device {
             return broken("it is on the device and on the host");
         }
         if sequence.in_flight && self.in_flight.is_none() {

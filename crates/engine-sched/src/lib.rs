@@ -14,6 +14,7 @@ mod queue;
 mod request;
 mod scheduler;
 mod sequence;
+pub mod simulation;
 mod statistics;
 
 pub use batch::{

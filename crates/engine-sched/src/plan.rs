@@ -106,8 +106,12 @@ impl Scheduler {
             flight.swapped_in.extend(sequence.swapped.take());
             flight.restored.push(sequence.id);
         }
+        // A neighbour may have computed its prefix since it was admitted.
         if sequence.table.num_blocks() == 0 && sequence.table.is_empty() {
-            self.attach_prefix(sequence);
+            let usable = &sequence.tokens[..sequence.cacheable_len()];
+            if self.pool.lookup_prefix(sequence.table.namespace(), usable).blocks > 0 {
+                self.attach_prefix(sequence);
+            }
         }
         true
     }

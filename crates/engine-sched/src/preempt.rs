@@ -31,7 +31,7 @@ impl Scheduler {
         self.running.retain(|&other| other != id);
         self.waiting.insert(sequence);
         let (blocks, tokens) = (sequence.table.num_blocks(), sequence.table.len());
-        if blocks == 0 {
+        if blocks == 0 && tokens == 0 {
             return;
         }
         if self.cost.prefers_swap(blocks, tokens)

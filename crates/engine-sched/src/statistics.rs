@@ -202,6 +202,8 @@ pub struct Statistics {
     pub swap_block_cost: Duration,
     /// How full the block pool is.
     pub blocks: Usage,
+    /// Host blocks that hold saved sequences.
+    pub used_host_blocks: usize,
     /// Prefix hits, evictions, copies and moves.
     pub cache: Counters,
 }
@@ -267,6 +269,7 @@ impl Scheduler {
             token_cost: self.cost.token(),
             swap_block_cost: self.cost.swap_block(),
             blocks: self.pool.usage(running.map(|sequence| &sequence.table)),
+            used_host_blocks: self.host.num_blocks() - self.host.num_free(),
             cache: self.pool.counters(),
         }
     }
