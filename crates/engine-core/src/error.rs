@@ -48,7 +48,10 @@ pub enum LoadError {
         found: String,
     },
     /// The model is of a family that this library does not have.
-    #[error("{}: architecture {found} is not supported; supported are {}", file.display(), known.join(", "))]
+    #[error(
+        "{}: architecture {} is not supported; supported are {}",
+        file.display(), one_line(found), known.join(", ")
+    )]
     UnknownArchitecture {
         /// The file.
         file: PathBuf,
@@ -83,8 +86,8 @@ pub enum LoadError {
     },
     /// The header of a safetensors file breaks the format's rules.
     #[error(
-        "{}: damaged header: expected {expected}, found {found}; download the file again",
-        file.display()
+        "{}: damaged header: expected {expected}, found {}; download the file again",
+        file.display(), one_line(found)
     )]
     Header {
         /// The file.
@@ -96,8 +99,8 @@ pub enum LoadError {
     },
     /// A tensor's entry in a safetensors header breaks the format's rules.
     #[error(
-        "{}: tensor `{tensor}`: expected {expected}, found {found}; download the file again",
-        file.display()
+        "{}: tensor `{}`: expected {expected}, found {found}; download the file again",
+        file.display(), one_line(tensor)
     )]
     TensorEntry {
         /// The file.
@@ -110,7 +113,10 @@ pub enum LoadError {
         found: String,
     },
     /// The index and the shards disagree.
-    #[error("{}: `{key}`: expected {expected}, found {found}; {advice}", file.display())]
+    #[error(
+        "{}: `{}`: expected {}, found {}; {advice}",
+        file.display(), one_line(key), one_line(expected), one_line(found)
+    )]
     Index {
         /// The index file.
         file: PathBuf,
@@ -125,9 +131,9 @@ pub enum LoadError {
     },
     /// A tensor that the model needs is not in the checkpoint.
     #[error(
-        "{}: no tensor `{tensor}`; the closest name is {closest}; \
+        "{}: no tensor `{tensor}`; the closest name is {}; \
          does config.json belong to these weights?",
-        file.display()
+        file.display(), one_line(closest)
     )]
     MissingTensor {
         /// The file or index that was searched.
@@ -167,4 +173,9 @@ pub enum LoadError {
         /// The type's name in the file.
         found: String,
     },
+}
+
+/// Text from a file without the control characters that would break a message or a terminal.
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

@@ -1,4 +1,6 @@
 //! Checkpoints: real ones read exactly, damaged ones refused with an error that says what is wrong.
+// Clippy's exception for tests ends at the functions they share.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::{fs, path::Path};
 
@@ -200,6 +202,9 @@ fn damaged_headers() {
     refuses(&header(&format!(r#"{{"w":{entry},"w":{entry}}}"#)), &["`w` appears twice"]);
     refuses(&header(&one("F32", json!([-2]), [0, 8])), &["tensor `w`"]);
     refuses(&header(&one("F32", json!([2.5]), [0, 8])), &["tensor `w`"]);
+    let entry = r#"{"dtype":"F32","shape":[3],"data_offsets":[0,8]}"#;
+    let error = open(&header(&format!(r#"{{"w\n\u001b[2J":{entry}}}"#))).unwrap_err();
+    assert!(!error.to_string().contains(|c: char| c.is_control()), "{error}");
     let deep = format!("{{\"__metadata__\": {}}}", "[".repeat(100_000));
     refuses(&header(&deep), &["a JSON object"]);
     // Metadata of any form is no business of ours.
@@ -299,6 +304,13 @@ fn directories_without_safetensors() {
     let missing = Checkpoint::open(tempfile::tempdir().unwrap().path().join("nowhere"));
     says(&missing.unwrap_err(), &["cannot read", "nowhere"]);
     let dir = tempfile::tempdir().unwrap();
+    #[cfg(unix)]
+    {
+        let link = dir.path().join("model.safetensors");
+        std::os::unix::fs::symlink("nothing", &link).unwrap();
+        says(&Checkpoint::open(dir.path()).unwrap_err(), &["cannot read", "model.safetensors"]);
+        fs::remove_file(link).unwrap();
+    }
     fs::create_dir(dir.path().join("model.safetensors")).unwrap();
     assert!(matches!(Checkpoint::open(dir.path()), Err(LoadError::Io { .. })));
 }

@@ -1,4 +1,6 @@
 //! The fuzz targets' corpus, and damaged variants of real files: an error or a value, no panic.
+// Clippy's exception for tests ends at the functions they share.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::{
     fs,

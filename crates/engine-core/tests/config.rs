@@ -1,5 +1,7 @@
 //! `config.json` and `generation_config.json`: both spellings, every family's defaults, and what
 //! is refused.
+// Clippy's exception for tests ends at the functions they share.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::{
     fs,
@@ -277,6 +279,8 @@ fn an_unknown_architecture_is_refused_by_name() {
             assert!(error.to_string().contains(known), "{error}");
         }
     }
+    let error = parse(&with("two\nlines\u{1b}[2J", json!({}))).unwrap_err().to_string();
+    assert!(!error.contains(|c: char| c.is_control()), "{error:?}");
     // Without the class's name the model's type decides.
     let bare = json!({ "architectures": null, "model_type": "qwen2" });
     let config = parse(&with("", bare)).unwrap();
@@ -401,6 +405,7 @@ fn generation_config_is_typed() {
         ("temperature", json!(-1)),
         ("top_p", json!(1.5)),
         ("top_k", json!(-1)),
+        ("repetition_penalty", json!(0)),
         ("do_sample", json!(1)),
         ("eos_token_id", json!("</s>")),
         ("eos_token_id", json!([[1]])),

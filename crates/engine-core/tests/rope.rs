@@ -1,4 +1,6 @@
 //! Rotary embeddings against transformers' own numbers and against the formulas in `f64`.
+// Clippy's exception for tests ends at the functions they share.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::{f64::consts::TAU, path::Path};
 

@@ -106,9 +106,11 @@ impl Checkpoint {
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, LoadError> {
         let dir = dir.as_ref();
         let (single, index) = (dir.join(SINGLE_FILE), dir.join(INDEX_FILE));
-        if single.exists() {
+        // A link to nothing is there too: opening it says what is missing.
+        let is_there = |path: &Path| path.symlink_metadata().is_ok();
+        if is_there(&single) {
             Self::open_file(single)
-        } else if index.exists() {
+        } else if is_there(&index) {
             Self::open_shards(dir, index)
         } else {
             Err(no_weights(dir))

@@ -65,18 +65,18 @@ impl GenerationConfig {
         let map = parse_object(json, file)?;
         let fields = Fields::new(file, &map);
         let number =
-            |key, max| Ok::<_, LoadError>(fields.number(key, 0.0..=max)?.map(|value| value as f32));
+            |key, range| Ok::<_, LoadError>(fields.number(key, range)?.map(|value| value as f32));
         let count = |key| fields.count(key, 0..=u32::MAX as usize);
         Ok(Self {
             eos_token_ids: fields.token_ids("eos_token_id")?,
             bos_token_id: fields.token_id("bos_token_id")?,
             pad_token_id: fields.token_id("pad_token_id")?,
             do_sample: fields.flag("do_sample")?,
-            temperature: number("temperature", 1e6)?,
+            temperature: number("temperature", 0.0..=1e6)?,
             top_k: count("top_k")?,
-            top_p: number("top_p", 1.0)?,
-            min_p: number("min_p", 1.0)?,
-            repetition_penalty: number("repetition_penalty", 1e6)?,
+            top_p: number("top_p", 0.0..=1.0)?,
+            min_p: number("min_p", 0.0..=1.0)?,
+            repetition_penalty: number("repetition_penalty", 1e-3..=1e6)?,
             max_length: count("max_length")?,
             max_new_tokens: count("max_new_tokens")?,
         })
