@@ -1,5 +1,7 @@
 //! Host sampling against a naive implementation, token by token and in distribution.
 
+#![allow(clippy::unwrap_used)]
+
 mod agreement;
 mod naive;
 mod refusals;
