@@ -4,7 +4,7 @@
 mod hub;
 mod text;
 
-pub use hub::{DownloadProgress, HubError, resolve_model};
+pub use hub::{DownloadProgress, Hub, HubError, resolve_model};
 pub use text::{
     ChatOptions, ChatTemplate, ChatTemplateError, Content, Detokenizer, FunctionCall, Message,
     StopError, StopMatcher, StopStep, Tokenizer, TokenizerError, ToolCall,
