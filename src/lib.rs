@@ -37,6 +37,7 @@ mod runner;
 mod step;
 mod text;
 
+<<<<<<< HEAD
 pub use builder::{EngineBuilder, Progress};
 
 pub use device::{Device, DeviceError, Selected};
@@ -51,6 +52,9 @@ pub use request::{
 };
 pub use runner::ExecuteError;
 pub use step::{EngineCore, RequestEvent, RequestId};
+=======
+pub use hub::{DownloadProgress, Hub, HubError, resolve_model};
+>>>>>>> text
 pub use text::{
     ChatOptions, ChatTemplate, ChatTemplateError, Content, Detokenizer, FunctionCall, Message,
     StopError, StopMatcher, StopStep, Tokenizer, TokenizerError, ToolCall,

@@ -113,10 +113,16 @@ pub enum ChatTemplateError {
 struct Refusal(String);
 
 impl ChatTemplate {
-    /// Instructions a template may run for nothing and for each message or tool: known templates
-    /// take a few hundred per message.
+    /// Instructions a template may run: for nothing, for each message or tool, and at most. Known
+    /// templates take about a hundred per message.
     const BASE_FUEL: u64 = 50_000;
-    const FUEL_PER_ITEM: u64 = 5_000;
+    const FUEL_PER_ITEM: u64 = 1_000;
+    const MAX_FUEL: u64 = 4_000_000;
+    /// A value nested as deeply as the fuel allows is printed within this stack. Only the part in
+    /// use takes memory.
+    const STACK_BYTES: usize = 256 << 20;
+    /// Nesting that `tojson` follows.
+    const MAX_JSON_DEPTH: usize = 100;
     /// A prompt longer than this many bytes per byte of input is not one.
     const MAX_GROWTH: usize = 16;
     const BASE_PROMPT_BYTES: usize = 1 << 20;
@@ -168,18 +174,20 @@ impl ChatTemplate {
         context.entry("documents").or_insert(Value::from(()));
 
         let num_items = (messages.len() + options.tools.len()) as u64;
-        let fuel = Self::BASE_FUEL + Self::FUEL_PER_ITEM * num_items;
-        let environment = environment(fuel).map_err(|error| failure(variant, &error))?;
+        let fuel = (Self::BASE_FUEL + Self::FUEL_PER_ITEM * num_items).min(Self::MAX_FUEL);
         let input_len = serde_json::to_string(&messages).map_or(0, |json| json.len());
         let mut prompt = Bounded {
             bytes: Vec::new(),
             max_len: Self::BASE_PROMPT_BYTES + Self::MAX_GROWTH * input_len,
         };
         let source = plain_generation_blocks(source);
-        environment
-            .template_from_named_str("chat_template", &source)
-            .and_then(|template| template.render_captured_to(context, &mut prompt).map(|_| ()))
-            .map_err(|error| failure(variant, &error))?;
+        let run = || {
+            environment(fuel)?
+                .template_from_named_str("chat_template", &source)?
+                .render_captured_to(context, &mut prompt)
+                .map(|_| ())
+        };
+        on_deep_stack(Self::STACK_BYTES, run).map_err(|error| failure(variant, &error))?;
         Ok(String::from_utf8_lossy(&prompt.bytes).into_owned())
     }
 
@@ -230,12 +238,37 @@ fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
         .map_err(|error| invalid(format!("strftime_now({format:?}): {error}")))
 }
 
+/// Runs `work` on a thread with that much stack.
+fn on_deep_stack<T: Send>(
+    stack_bytes: usize,
+    work: impl FnOnce() -> Result<T, minijinja::Error> + Send,
+) -> Result<T, minijinja::Error> {
+    std::thread::scope(|scope| {
+        let worker = std::thread::Builder::new().stack_size(stack_bytes).spawn_scoped(scope, work);
+        let worker = worker.map_err(|error| invalid(format!("no thread to run it on: {error}")))?;
+        worker.join().unwrap_or_else(|_| Err(invalid("the template engine panicked")))
+    })
+}
+
+/// Refuses nesting deeper than `levels`.
+fn check_depth(value: &Value, levels: usize) -> Result<(), minijinja::Error> {
+    if levels == 0 {
+        return Err(invalid("tojson: the value is nested too deeply"));
+    }
+    let Some(object) = value.as_object() else { return Ok(()) };
+    if let Some(mut pairs) = object.try_iter_pairs() {
+        return pairs.try_for_each(|(_, inner)| check_depth(&inner, levels - 1));
+    }
+    Ok(())
+}
+
 /// `tojson` with the arguments of transformers: ensure_ascii, indent, separators, sort_keys.
 fn to_json(
     value: &Value,
     indent: Option<usize>,
     kwargs: Kwargs,
 ) -> Result<String, minijinja::Error> {
+    check_depth(value, ChatTemplate::MAX_JSON_DEPTH)?;
     let json = serde_json::to_value(value).map_err(|error| invalid(format!("tojson: {error}")))?;
     let named: Option<usize> = kwargs.get("indent")?;
     let mut style = JsonStyle::new(indent.or(named));
