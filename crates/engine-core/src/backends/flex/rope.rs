@@ -1,0 +1,102 @@
+use engine_quant::simd::{Isa, Kernel, Simd};
+use rayon::prelude::*;
+
+use super::{norm, rows_per_task};
+
+/// Shapes of a row of `qkv` and what is done to its queries and keys.
+#[derive(Clone, Copy)]
+pub struct Heads<'a> {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub rotary_dim: usize,
+    /// Weights of the query and key normalisation, `[head_dim]` each.
+    pub norm: Option<(&'a [f32], &'a [f32])>,
+    pub eps: f32,
+}
+
+/// Normalises and rotates the keys of `qkv [tokens, columns]` in place, and the queries, which it
+/// returns, `[tokens, heads · head_dim]`.
+pub fn rotate(isa: Isa, qkv: &mut [f32], cos_sin: &[f32], heads: &Heads<'_>) -> Vec<f32> {
+    let columns = (heads.heads + 2 * heads.kv_heads) * heads.head_dim;
+    let q_len = heads.heads * heads.head_dim;
+    if qkv.is_empty() || q_len == 0 {
+        return Vec::new();
+    }
+    let tokens = qkv.len() / columns;
+    let mut q = vec![0.0; tokens * q_len];
+    let chunk = rows_per_task(tokens, qkv.len());
+    let run = |qkv: &mut [f32], q: &mut [f32], first: usize| {
+        isa.run(Rows { qkv, q, cos_sin: &cos_sin[first * heads.rotary_dim..], columns, heads });
+    };
+    if chunk >= tokens {
+        run(qkv, &mut q, 0);
+    } else {
+        q.par_chunks_mut(chunk * q_len)
+            .zip(qkv.par_chunks_mut(chunk * columns))
+            .enumerate()
+            .for_each(|(i, (q, qkv))| run(qkv, q, i * chunk));
+    }
+    q
+}
+
+/// Writes `row_len` columns of each row of `rows` from `column` on to row `slots[i]` of `cache`.
+pub fn write_rows(cache: &mut [f32], row_len: usize, slots: &[u32], rows: &[f32], column: usize) {
+    if slots.is_empty() || row_len == 0 {
+        return;
+    }
+    let columns = rows.len() / slots.len();
+    for (row, &slot) in rows.chunks_exact(columns).zip(slots) {
+        let start = slot as usize * row_len;
+        assert!(
+            start + row_len <= cache.len(),
+            "rope_kv_write: slot {slot} of a cache with {} slots",
+            cache.len() / row_len
+        );
+        cache[start..start + row_len].copy_from_slice(&row[column..column + row_len]);
+    }
+}
+
+struct Rows<'a> {
+    qkv: &'a mut [f32],
+    q: &'a mut [f32],
+    cos_sin: &'a [f32],
+    columns: usize,
+    heads: &'a Heads<'a>,
+}
+
+impl Kernel for Rows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Heads { heads, kv_heads, head_dim, rotary_dim, norm, eps } = *self.heads;
+        let (q_len, kv_len) = (heads * head_dim, kv_heads * head_dim);
+        let rows = self.qkv.chunks_exact_mut(self.columns).zip(self.q.chunks_exact_mut(q_len));
+        for (token, (row, q)) in rows.enumerate() {
+            let angles = &self.cos_sin[token * rotary_dim..][..rotary_dim];
+            let (cos, sin) = angles.split_at(rotary_dim / 2);
+            let (queries, keys_values) = row.split_at_mut(q_len);
+            q.copy_from_slice(queries);
+            let parts = [(q, norm.map(|n| n.0)), (&mut keys_values[..kv_len], norm.map(|n| n.1))];
+            for (part, weight) in parts {
+                for head in part.chunks_exact_mut(head_dim) {
+                    if let Some(weight) = weight {
+                        norm::normalise(s, head, weight, eps);
+                    }
+                    rotate_head(head, cos, sin);
+                }
+            }
+        }
+    }
+}
+
+/// `(a, b)` becomes `(a · cos − b · sin, b · cos + a · sin)`.
+#[inline(always)]
+fn rotate_head(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (first, rest) = head.split_at_mut(cos.len());
+    let pairs = first.iter_mut().zip(rest).zip(cos.iter().zip(sin));
+    for ((a, b), (cos, sin)) in pairs {
+        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    }
+}
