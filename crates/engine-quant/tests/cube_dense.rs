@@ -1,6 +1,6 @@
 //! The CubeCL products of dense matrices against sums in `f64` on the host, and against the
 //! composed reference.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
 
 #[path = "../../engine-core/tests/wgpu_device/mod.rs"]
 mod wgpu_device;

@@ -220,7 +220,7 @@ fn window_start(position: usize, window: usize) -> usize {
 /// `stats [tokens · heads, partitions, 2]` (largest score, sum of exponentials) if `shape.split`,
 /// else the result `[tokens, heads · head_dim]`.
 #[cube(launch)]
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, clippy::collapsible_if)]
 fn partition_kernel(
     q: &Array<f32>,
     keys: &Array<f32>,

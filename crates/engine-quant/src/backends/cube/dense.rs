@@ -73,7 +73,7 @@ pub(super) fn upload<R: CubeRuntime>(data: TensorData, device: &R::Device) -> Cu
         Bytes::from_bytes_vec(padded)
     };
     let handle = client.create(bytes);
-    CubeTensor::new_contiguous(client, device.clone(), Shape::from(shape), handle, dtype)
+    CubeTensor::new_contiguous(client, device.clone(), shape, handle, dtype)
 }
 
 /// `x · Wᵀ`, `x f32 [rows, in]` and contiguous.
