@@ -37,14 +37,13 @@ mod runner;
 mod step;
 mod text;
 
-<<<<<<< HEAD
 pub use builder::{EngineBuilder, Progress};
 
 pub use device::{Device, DeviceError, Selected};
 pub use engine::{Engine, RunError};
 pub use error::{EngineError, GenerateError, SubmitError};
 pub use generation::Generation;
-pub use hub::{DownloadProgress, HubError, resolve_model};
+pub use hub::{DownloadProgress, Hub, HubError, resolve_model};
 pub use info::EngineInfo;
 pub use memory::MemoryPlan;
 pub use request::{
@@ -52,9 +51,6 @@ pub use request::{
 };
 pub use runner::ExecuteError;
 pub use step::{EngineCore, RequestEvent, RequestId};
-=======
-pub use hub::{DownloadProgress, Hub, HubError, resolve_model};
->>>>>>> text
 pub use text::{
     ChatOptions, ChatTemplate, ChatTemplateError, Content, Detokenizer, FunctionCall, Message,
     StopError, StopMatcher, StopStep, Tokenizer, TokenizerError, ToolCall,
