@@ -31,9 +31,8 @@ fn main() -> ExitCode {
 
 fn write_logits(options: &Options) -> Result<(), Failure> {
     let engine = options.model.load()?;
-    let request = Request::tokens(options.tokens.0.clone())
-        .max_tokens(0)
-        .prompt_report(PromptReport::Logits);
+    let request =
+        Request::tokens(options.tokens.0.clone()).max_tokens(0).prompt_report(PromptReport::Logits);
     let output = engine.generate(request)?.prompt.ok_or("the engine reported no logits")?;
     let shape = vec![output.tokens.len(), engine.info().config.vocab_size];
     let bytes: Vec<u8> = output.logits.iter().flat_map(|logit| logit.to_le_bytes()).collect();

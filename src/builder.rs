@@ -5,12 +5,10 @@ use engine_core::{
 };
 use engine_sched::{CacheEpochs, Scheduler, SchedulerConfig};
 
-use crate::step::EngineCore;
 use crate::execute::ModelExecutor;
 use crate::runner::{ModelRunner, Runner, panic_message};
-use crate::{
-    Device, Engine, EngineError, EngineInfo, MemoryPlan, Selected, Tokenizer, memory,
-};
+use crate::step::EngineCore;
+use crate::{Device, Engine, EngineError, EngineInfo, MemoryPlan, Selected, Tokenizer, memory};
 
 /// How far making an engine has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -316,7 +314,8 @@ impl EngineBuilder {
         let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let report = &mut |done| progress(Progress::Load(done));
             let model = load::<B>(config.clone(), checkpoint, &device, report)?;
-            Ok(Box::new(ModelRunner::new(model, num_blocks, block_size, threads)) as Box<dyn Runner>)
+            Ok(Box::new(ModelRunner::new(model, num_blocks, block_size, threads))
+                as Box<dyn Runner>)
         }));
         made.unwrap_or_else(|payload| {
             Err(EngineError::LoadFailed { message: panic_message(payload.as_ref()) })

@@ -160,13 +160,13 @@ fn wgpu_adapter() -> Result<Adapter, Missing> {
     use burn_wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
     use cubecl::Runtime;
 
-    let found = quietly(|| {
-        burn_wgpu::WgpuRuntime::enumerate_all_devices(&AutoGraphicsApi::backend())
-    })
-    .map_err(Missing::Absent)?;
+    let found =
+        quietly(|| burn_wgpu::WgpuRuntime::enumerate_all_devices(&AutoGraphicsApi::backend()))
+            .map_err(Missing::Absent)?;
     // The order of preference of wgpu's own high-performance default.
     let kinds = [Adapter::Discrete, Adapter::Integrated, Adapter::Virtual, Adapter::Software];
-    let best = kinds.into_iter().zip(0_u16..).find(|(_, id)| found.iter().any(|d| d.type_id == *id));
+    let best =
+        kinds.into_iter().zip(0_u16..).find(|(_, id)| found.iter().any(|d| d.type_id == *id));
     match best {
         Some((kind, _)) => Ok(kind),
         None if found.is_empty() => Err(Missing::Absent(

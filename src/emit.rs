@@ -47,12 +47,7 @@ impl EngineCore {
         }
     }
 
-    fn fail_text(
-        &mut self,
-        id: RequestId,
-        error: &TokenizerError,
-        events: &mut Vec<RequestEvent>,
-    ) {
+    fn fail_text(&mut self, id: RequestId, error: &TokenizerError, events: &mut Vec<RequestEvent>) {
         events.push((id, Err(GenerateError::Text { message: error.to_string() })));
         self.cancel(id);
     }

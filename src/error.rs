@@ -1,8 +1,9 @@
 use engine_core::{LoadError, sampling::SamplingError};
 use thiserror::Error;
 
-use crate::{ChatTemplateError, DeviceError, ExecuteError, HubError, MemoryPlan, StopError,
-    TokenizerError};
+use crate::{
+    ChatTemplateError, DeviceError, ExecuteError, HubError, MemoryPlan, StopError, TokenizerError,
+};
 
 /// Why an engine could not be made.
 #[derive(Debug, Error)]

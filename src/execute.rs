@@ -42,10 +42,6 @@ impl ModelExecutor {
         }
     }
 
-    pub fn runner(&self) -> &dyn Runner {
-        self.runner.as_ref()
-    }
-
     /// Makes a sequence known before its first step.
     pub fn add(
         &mut self,
@@ -159,7 +155,8 @@ impl Executor for ModelExecutor {
         self.record_prompts(batch, &rows, logits.as_ref())?;
         let chosen = self.sample(batch, &rows, logits.as_ref())?;
         // A row from which nothing can be chosen ends its own request only, when it is emitted.
-        let token = |choice: &Result<Sampled, SamplingError>| choice.as_ref().map_or(0, |c| c.token);
+        let token =
+            |choice: &Result<Sampled, SamplingError>| choice.as_ref().map_or(0, |c| c.token);
         let tokens: Vec<_> = chosen.iter().map(token).collect();
         for ((slot, choice), &token) in batch.samples.iter().zip(chosen).zip(&tokens) {
             if let Some(state) = self.sequences.get_mut(&slot.sequence) {

@@ -1,7 +1,7 @@
 use std::sync::mpsc::{Receiver, Sender};
 
-use crate::step::RequestId;
 use crate::engine::Command;
+use crate::step::RequestId;
 use crate::{Choice, Completion, Event, FinishReason, GenerateError, Usage};
 
 /// A running request: an iterator over its events. Dropping it cancels the request.
@@ -71,8 +71,7 @@ struct CompletionBuilder {
 
 impl Default for CompletionBuilder {
     fn default() -> Self {
-        let completion =
-            Completion { choices: Vec::new(), prompt: None, usage: Usage::default() };
+        let completion = Completion { choices: Vec::new(), prompt: None, usage: Usage::default() };
         Self { completion }
     }
 }

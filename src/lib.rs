@@ -22,7 +22,6 @@
 
 mod builder;
 mod completion;
-
 mod device;
 mod emit;
 mod engine;
@@ -38,7 +37,6 @@ mod step;
 mod text;
 
 pub use builder::{EngineBuilder, Progress};
-
 pub use device::{Device, DeviceError, Selected};
 pub use engine::{Engine, RunError};
 pub use error::{EngineError, GenerateError, SubmitError};

@@ -143,7 +143,8 @@ impl<B: ModelBackend> DeviceLogits<B> {
         let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
         let len = rows.len();
         let device = logits.device();
-        let rows = Tensor::<B, 1, Int>::from_data(TensorData::new(rows, [len]), (&device, DType::I32));
+        let rows =
+            Tensor::<B, 1, Int>::from_data(TensorData::new(rows, [len]), (&device, DType::I32));
         Some(logits.select(0, rows))
     }
 }

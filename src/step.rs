@@ -4,9 +4,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use engine_sched::{
-    Executor, ScheduledBatch, Scheduler, SequenceId, SequenceRequest, Statistics,
-};
+use engine_sched::{Executor, ScheduledBatch, Scheduler, SequenceId, SequenceRequest, Statistics};
 
 use crate::{
     Detokenizer, EngineInfo, Event, GenerateError, PromptReport, Request, StopMatcher, SubmitError,
@@ -68,7 +66,11 @@ pub(crate) struct CompletionState {
 }
 
 impl EngineCore {
-    pub(crate) fn new(info: Arc<EngineInfo>, scheduler: Scheduler, executor: ModelExecutor) -> Self {
+    pub(crate) fn new(
+        info: Arc<EngineInfo>,
+        scheduler: Scheduler,
+        executor: ModelExecutor,
+    ) -> Self {
         let statistics = Arc::new(Mutex::new(scheduler.statistics()));
         Self {
             info,
@@ -133,10 +135,8 @@ impl EngineCore {
             ..SequenceRequest::new(prompt.clone())
         })?;
         self.executor.add(sequence, &prompt, request.sampling.clone(), request.prompt_report);
-        let completions = texts
-            .into_iter()
-            .map(|text| CompletionState { sequence, text, done: false })
-            .collect();
+        let completions =
+            texts.into_iter().map(|text| CompletionState { sequence, text, done: false }).collect();
         let id = RequestId(self.next_id);
         self.next_id += 1;
         self.owners.insert(sequence, id);

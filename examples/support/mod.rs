@@ -12,7 +12,8 @@ use engine::{Device, Engine, EngineBuilder, Progress};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// The real, small model that is part of the repository.
-pub const DEFAULT_MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/models/stories260K");
+pub const DEFAULT_MODEL: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/models/stories260K");
 
 /// An error is whatever has one line for people.
 pub type Failure = Box<dyn std::error::Error>;
