@@ -35,6 +35,7 @@ mod request;
 mod runner;
 mod step;
 mod text;
+pub mod verify;
 
 pub use builder::{EngineBuilder, Progress};
 pub use device::{Device, DeviceError, Selected};
@@ -56,4 +57,4 @@ pub use text::{
 
 pub use engine_core::sampling::{SamplingError, SamplingParams, TokenLogprobs};
 pub use engine_core::{GenerationConfig, LoadError, LoadProgress, ModelConfig};
-pub use engine_sched::Statistics;
+pub use engine_sched::{Preemption, Statistics};

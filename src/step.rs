@@ -174,18 +174,18 @@ impl EngineCore {
     pub fn step(&mut self) -> Vec<RequestEvent> {
         let mut events = Vec::new();
         let mut batch = self.scheduler.schedule(self.started.elapsed());
-        let mut updates = std::mem::take(&mut batch.finished);
+        for update in std::mem::take(&mut batch.finished) {
+            self.emit(&update, &mut events);
+        }
         self.adopt_children(&batch);
         match self.executor.execute(&batch) {
             Ok(tokens) => {
-                updates.extend(self.scheduler.commit(batch, &tokens, self.started.elapsed()));
-                for update in updates {
+                for update in self.scheduler.commit(batch, &tokens, self.started.elapsed()) {
                     self.emit(&update, &mut events);
                 }
             }
             Err(error) => {
-                updates.extend(self.scheduler.abort(batch, self.started.elapsed()));
-                for update in updates {
+                for update in self.scheduler.abort(batch, self.started.elapsed()) {
                     self.fail(&update, &error, &mut events);
                 }
             }
