@@ -263,6 +263,7 @@ impl EngineBuilder {
             prefix_caching: self.prefix_caching,
             cache_epochs: cache_epochs(config),
             num_host_blocks: self.swap_bytes / block_bytes,
+            window: widest_window(config),
             ..SchedulerConfig::default()
         }
     }
@@ -329,6 +330,12 @@ fn setting(setting: &'static str, message: impl ToString) -> EngineError {
 
 fn available_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The positions that some layer still reads, where every layer has a window.
+fn widest_window(config: &ModelConfig) -> Option<usize> {
+    let windows: Option<Vec<usize>> = config.layers.iter().map(|layer| layer.window).collect();
+    windows?.into_iter().max()
 }
 
 /// How keys depend on the length of their sequence.
