@@ -273,6 +273,7 @@ impl EngineBuilder {
             cache_epochs: cache_epochs(config),
             num_host_blocks: self.swap_bytes / block_bytes,
             preemption: self.preemption,
+            window: widest_window(config),
             ..SchedulerConfig::default()
         }
     }
@@ -339,6 +340,12 @@ fn setting(setting: &'static str, message: impl ToString) -> EngineError {
 
 fn available_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The positions that some layer still reads, where every layer has a window.
+fn widest_window(config: &ModelConfig) -> Option<usize> {
+    let windows: Option<Vec<usize>> = config.layers.iter().map(|layer| layer.window).collect();
+    windows?.into_iter().max()
 }
 
 /// How keys depend on the length of their sequence.

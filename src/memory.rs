@@ -22,7 +22,7 @@ const WANTED_CONTEXTS: usize = 16;
 /// The part of the free memory, after the weights, that the KV storage may take by default.
 const KV_SHARE: f64 = 0.4;
 /// What the KV storage may take by default where free memory is not known.
-const KV_DEFAULT_BYTES: usize = 4 << 30;
+const KV_DEFAULT_BYTES: usize = 1 << 30;
 /// Fewer positions than this are no use to anybody.
 const LEAST_TOKENS: usize = 256;
 
