@@ -7,7 +7,7 @@ mod support;
 use std::process::ExitCode;
 
 use clap::Parser;
-use engine::verify::{PropertyReport, VerifyError, Verifier};
+use engine::verify::{PropertyReport, Verifier, VerifyError};
 use indicatif::{ProgressBar, ProgressStyle};
 use support::Failure;
 
@@ -47,9 +47,8 @@ fn main() -> ExitCode {
 
 /// Whether every property holds.
 fn verify(options: &Options) -> Result<bool, Failure> {
-    let bar = ProgressBar::no_length().with_style(ProgressStyle::with_template(
-        "{msg:40!} {wide_bar} {pos}/{len} {elapsed}",
-    )?);
+    let bar = ProgressBar::no_length()
+        .with_style(ProgressStyle::with_template("{msg:40!} {wide_bar} {pos}/{len} {elapsed}")?);
     bar.set_message("undisturbed requests");
     let verifier = Verifier::new(&options.model, options.device)
         .requests(options.requests.into())

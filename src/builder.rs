@@ -260,7 +260,7 @@ impl EngineBuilder {
         memory: &MemoryPlan,
         max_context: usize,
     ) -> SchedulerConfig {
-        let block_bytes = (memory.kv_bytes_per_token * self.block_size).max(1);
+        let block_bytes = memory.kv_bytes_per_token.saturating_mul(self.block_size).max(1);
         SchedulerConfig {
             num_blocks: memory.kv_tokens / self.block_size,
             block_size: self.block_size,

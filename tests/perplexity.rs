@@ -47,7 +47,9 @@ fn of_the_trained_model() {
 #[test]
 fn of_the_trained_model_in_bf16() {
     // The methods and texts are the other test's; this one is about the stored type.
-    assert!(check("stories260K-bf16", |text, method| {
-        text.contains("tinystories") || (text.contains("alice") && method.contains("strided"))
-    }) >= 2);
+    assert!(
+        check("stories260K-bf16", |text, method| {
+            text.contains("tinystories") || (text.contains("alice") && method.contains("strided"))
+        }) >= 2
+    );
 }

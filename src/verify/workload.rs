@@ -146,10 +146,7 @@ pub(super) fn continued(
     prompt.extend(&expected.tokens[..cut]);
     let mut sampling = request.sampling.clone();
     sampling.seed = sampling.seed.wrapping_add(index as u64);
-    Request::tokens(prompt)
-        .max_tokens(expected.tokens.len() - cut)
-        .sampling(sampling)
-        .ignore_eos()
+    Request::tokens(prompt).max_tokens(expected.tokens.len() - cut).sampling(sampling).ignore_eos()
 }
 
 /// A small generator of random numbers (SplitMix64).
