@@ -17,7 +17,7 @@ use crate::{Choice, Completion, Event, FinishReason, GenerateError, Usage};
 ///         _ => {}
 ///     }
 /// }
-/// assert_eq!(text, ", there was a little");
+/// assert_eq!(text, ", there was a little girl");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]

@@ -128,21 +128,26 @@ impl Verifier {
     pub fn open(self) -> Result<OpenVerifier, VerifyError> {
         let mut plain = Setup::plain().load(&self.model, self.device, 0, None)?;
         let info = plain.info().clone();
-        let limits = WorkloadLimits {
+        let half = (info.max_context / 2).max(1);
+        let mixed = WorkloadLimits {
             vocab: info.config.vocab_size,
-            max_prompt_tokens: self.max_prompt_tokens.clamp(1, (info.max_context / 2).max(1)),
-            max_new_tokens: self.max_new_tokens.clamp(1, (info.max_context / 2).max(1)),
+            max_prompt_tokens: self.max_prompt_tokens.clamp(1, half),
+            max_new_tokens: self.max_new_tokens.clamp(1, half),
         };
-        let workload = Workload::random(self.seed, self.requests, limits);
-        let expected = workload.alone(&mut plain)?;
+        let growing = WorkloadLimits { max_prompt_tokens: mixed.max_prompt_tokens.min(3), ..mixed };
+        let known = |limits, workload: Workload, plain: &mut crate::EngineCore| {
+            let expected = workload.alone(plain)?;
+            Ok::<_, VerifyError>(Known { limits, workload, expected })
+        };
+        let random = Workload::random(self.seed, self.requests, mixed);
+        let grown = Workload::random(self.seed ^ 1, self.requests, growing).longest(growing);
         Ok(OpenVerifier {
+            mixed: known(mixed, random, &mut plain)?,
+            growing: known(growing, grown, &mut plain)?,
             path: info.path.clone(),
             device: info.device.device,
             kv_bytes_per_token: info.memory.kv_bytes_per_token,
             threads: info.threads,
-            limits,
-            workload,
-            expected,
             verifier: self,
         })
     }
@@ -156,6 +161,15 @@ pub struct OpenVerifier {
     device: Device,
     kv_bytes_per_token: usize,
     threads: usize,
+    /// Requests of all kinds.
+    mixed: Known,
+    /// Short prompts with long completions: they fit when they come, and then they grow.
+    growing: Known,
+}
+
+/// Requests, and what they give when nothing disturbs them.
+#[derive(Debug)]
+struct Known {
     limits: WorkloadLimits,
     workload: Workload,
     /// Of each request, its completions.
@@ -186,37 +200,35 @@ impl OpenVerifier {
             comparison: Comparison::default(),
             tolerance: (self.device != Device::Cpu).then_some(self.verifier.tolerance),
         };
-        match property {
-            Property::CachedEqualsRecomputed => self.check_recomputed(&mut report)?,
-            _ => {
-                for setup in property.setups(&self.limits, self.threads, self.verifier.seed) {
-                    self.check_setup(&setup, &mut report)?;
-                }
+        let known = match property {
+            Property::PreemptedByRecompute | Property::PreemptedBySwap => &self.growing,
+            _ => &self.mixed,
+        };
+        if property == Property::CachedEqualsRecomputed {
+            self.check_recomputed(known, &mut report)?;
+        } else {
+            for setup in property.setups(&known.limits, self.threads, self.verifier.seed) {
+                self.check_setup(known, &setup, &mut report)?;
             }
         }
         Ok(report)
     }
 
-    /// Runs the workload under a setup and compares.
-    ///
-    /// # Errors
-    /// As [`OpenVerifier::check`].
-    pub fn check_setup(
+    /// Runs the requests under a setup and compares.
+    fn check_setup(
         &self,
+        known: &Known,
         setup: &Setup,
         report: &mut PropertyReport,
     ) -> Result<(), VerifyError> {
-        let max_context = self.limits.max_prompt_tokens + self.limits.max_new_tokens;
-        let mut core = setup.load(
-            &self.path.display().to_string(),
-            self.device,
-            self.kv_bytes_per_token,
-            Some(max_context),
-        )?;
-        let found = observe(&mut core, &self.workload, setup)?;
+        let max_context = known.limits.max_prompt_tokens + known.limits.max_new_tokens;
+        let path = self.path.display().to_string();
+        let mut core =
+            setup.load(&path, self.device, self.kv_bytes_per_token, Some(max_context))?;
+        let found = observe(&mut core, &known.workload, setup)?;
         let statistics = core.statistics();
-        report.exercised += report.property.exercised(&statistics, &self.workload, setup);
-        for (expected, found) in self.expected.iter().zip(&found) {
+        report.exercised += report.property.exercised(&statistics, &known.workload, setup);
+        for (expected, found) in known.expected.iter().zip(&found) {
             report.cases += expected.len();
             report.comparison.add_request(expected, found);
         }
@@ -225,11 +237,15 @@ impl OpenVerifier {
 
     /// Continues each completion from the middle, its tokens so far as the prompt of a new request
     /// to an engine without a prefix cache.
-    fn check_recomputed(&self, report: &mut PropertyReport) -> Result<(), VerifyError> {
+    fn check_recomputed(
+        &self,
+        known: &Known,
+        report: &mut PropertyReport,
+    ) -> Result<(), VerifyError> {
         let setup = Setup::plain();
         let path = self.path.display().to_string();
         let mut core = setup.load(&path, self.device, self.kv_bytes_per_token, None)?;
-        for (request, expected) in self.workload.requests().iter().zip(&self.expected) {
+        for (request, expected) in known.workload.requests().iter().zip(&known.expected) {
             for (index, expected) in expected.iter().enumerate() {
                 for cut in workload::cuts(request, expected) {
                     let continued = workload::continued(request, index, expected, cut);

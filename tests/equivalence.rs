@@ -5,9 +5,7 @@ mod common;
 use std::collections::HashMap;
 
 use common::{LOGIT_TOLERANCE, builder, devices, model};
-use engine::verify::{
-    Comparison, Observation, Property, Setup, Verifier, Workload, WorkloadLimits, observe,
-};
+use engine::verify::{Comparison, Observation, Setup, Verifier, Workload, WorkloadLimits, observe};
 use engine::{Device, Engine, Preemption, PromptReport, Request, SamplingParams};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};

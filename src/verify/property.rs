@@ -57,6 +57,8 @@ impl Property {
         let plain = Setup::plain();
         let together = Setup { one_by_one: false, ..Setup::plain() };
         let longest = limits.max_prompt_tokens + limits.max_new_tokens;
+        let crowded =
+            Setup { kv_tokens: Some(longest + longest / 2), block_size: 4, ..together.clone() };
         match self {
             Self::CachedEqualsRecomputed => vec![plain],
             Self::ChunkedEqualsWhole => [1, 3, 8]
@@ -72,19 +74,12 @@ impl Property {
             Self::PrefixHitEqualsMiss => {
                 vec![Setup { prefix_caching: true, block_size: 4, rounds: 2, ..plain }]
             }
-            Self::PreemptedByRecompute => vec![Setup {
-                kv_tokens: Some(longest),
-                block_size: 4,
-                preemption: Preemption::Recompute,
-                ..together
-            }],
-            Self::PreemptedBySwap => vec![Setup {
-                kv_tokens: Some(longest),
-                swap_tokens: 16 * longest,
-                block_size: 4,
-                preemption: Preemption::Swap,
-                ..together
-            }],
+            Self::PreemptedByRecompute => {
+                vec![Setup { preemption: Preemption::Recompute, ..crowded }]
+            }
+            Self::PreemptedBySwap => {
+                vec![Setup { swap_tokens: 16 * longest, preemption: Preemption::Swap, ..crowded }]
+            }
             Self::CancelledNeighbours => vec![Setup { cancelled_neighbours: 6, ..together }],
             Self::AnyThreads => [1, threads + 1]
                 .map(|threads| Setup { threads: Some(threads), ..together.clone() })

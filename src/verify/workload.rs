@@ -54,6 +54,14 @@ impl Workload {
         Self { requests }
     }
 
+    /// The same, every completion as long as it may be.
+    pub(super) fn longest(mut self, limits: WorkloadLimits) -> Self {
+        for request in &mut self.requests {
+            request.max_tokens = Some(limits.max_new_tokens);
+        }
+        self
+    }
+
     /// The requests.
     pub fn requests(&self) -> &[Request] {
         &self.requests
