@@ -229,6 +229,7 @@ fn hostile_templates_come_to_an_end() {
         "{{ [1, 2] | tojson(indent=99999999999) }}".to_owned(),
     ];
     for source in hostile {
+        eprintln!("{:.60}", source);
         let shown: String = source.chars().take(80).collect();
         let worker = std::thread::spawn(move || render(&source).map(|text| text.len()));
         if let Ok(prompt_len) = worker.join().unwrap_or_else(|_| panic!("panicked: {shown}")) {

@@ -123,6 +123,7 @@ impl ChatTemplate {
     const STACK_BYTES: usize = 256 << 20;
     /// Nesting that `tojson` follows.
     const MAX_JSON_DEPTH: usize = 100;
+    const MAX_JSON_INDENT: usize = 16;
     /// A prompt longer than this many bytes per byte of input is not one.
     const MAX_GROWTH: usize = 16;
     const BASE_PROMPT_BYTES: usize = 1 << 20;
@@ -271,7 +272,11 @@ fn to_json(
     check_depth(value, ChatTemplate::MAX_JSON_DEPTH)?;
     let json = serde_json::to_value(value).map_err(|error| invalid(format!("tojson: {error}")))?;
     let named: Option<usize> = kwargs.get("indent")?;
-    let mut style = JsonStyle::new(indent.or(named));
+    let indent = indent.or(named);
+    if indent.is_some_and(|spaces| spaces > ChatTemplate::MAX_JSON_INDENT) {
+        return Err(invalid("tojson: the indentation is absurd"));
+    }
+    let mut style = JsonStyle::new(indent);
     style.ensure_ascii = kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
     style.sort_keys = kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     if let Some(separators) = kwargs.get::<Option<Value>>("separators")?
