@@ -226,10 +226,10 @@ fn hostile_templates_come_to_an_end() {
         "{% include 'chat_template' %}".to_owned(),
         "{% extends 'chat_template' %}".to_owned(),
         "{{ '%9999999999d' | format(1) }}".to_owned(),
+        "{{ '{:>9999999999}'.format(1) }}".to_owned(),
         "{{ [1, 2] | tojson(indent=99999999999) }}".to_owned(),
     ];
     for source in hostile {
-        eprintln!("{:.60}", source);
         let shown: String = source.chars().take(80).collect();
         let worker = std::thread::spawn(move || render(&source).map(|text| text.len()));
         if let Ok(prompt_len) = worker.join().unwrap_or_else(|_| panic!("panicked: {shown}")) {
