@@ -226,6 +226,7 @@ fn hostile_templates_come_to_an_end() {
         "{% include 'chat_template' %}".to_owned(),
         "{% extends 'chat_template' %}".to_owned(),
         "{{ '%9999999999d' | format(1) }}".to_owned(),
+        "{{ '{:>9999999999}'.format(1) }}".to_owned(),
         "{{ [1, 2] | tojson(indent=99999999999) }}".to_owned(),
     ];
     for source in hostile {
