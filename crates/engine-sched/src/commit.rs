@@ -149,7 +149,7 @@ impl Scheduler {
                 tokens: parent.tokens.clone(),
                 table: self.pool.fork(&parent.table),
                 swapped: None,
-                ..*parent
+                ..**parent
             });
         }
         self.remove(id);
@@ -158,7 +158,7 @@ impl Scheduler {
                 self.deadlines.insert((deadline, sample.id));
             }
             self.running.push(sample.id);
-            self.sequences.insert(sample.id, sample);
+            self.sequences.insert(sample.id, Box::new(sample));
         }
         let live = terms.num_samples;
         self.forked.insert(id, (terms, live));

@@ -7,6 +7,7 @@ use engine_kv::{BlockPool, HostPool, Namespace, PageTable, SwappedTable};
 use crate::cost::CostEstimate;
 use crate::queue::WaitingQueue;
 use crate::sequence::{Rank, Sequence, Terms};
+use crate::sequence_map::SequenceMap;
 use crate::statistics::Recorder;
 use crate::{
     ConfigError, FinishReason, SchedulerConfig, SequenceId, SequenceRequest, SequenceUpdate,
@@ -19,7 +20,7 @@ pub struct Scheduler {
     pub(crate) config: SchedulerConfig,
     pub(crate) pool: BlockPool,
     pub(crate) host: HostPool,
-    pub(crate) sequences: HashMap<SequenceId, Sequence>,
+    pub(crate) sequences: SequenceMap,
     /// Sequences that hold device blocks or are about to; sorted by rank while a step is planned.
     pub(crate) running: Vec<SequenceId>,
     pub(crate) waiting: WaitingQueue,
@@ -58,7 +59,7 @@ impl Scheduler {
         Ok(Self {
             pool: BlockPool::new(config.num_blocks, config.block_size, config.prefix_caching),
             host: HostPool::new(config.num_host_blocks),
-            sequences: HashMap::new(),
+            sequences: SequenceMap::default(),
             running: Vec::new(),
             waiting: WaitingQueue::default(),
             unstamped: Vec::new(),
@@ -124,7 +125,7 @@ impl Scheduler {
             self.deadlines.insert((deadline, id));
         }
         self.waiting.insert(&sequence);
-        self.sequences.insert(id, sequence);
+        self.sequences.insert(id, Box::new(sequence));
         self.recorder.submitted += 1;
         Ok(id)
     }
@@ -209,7 +210,7 @@ impl Scheduler {
     }
 
     /// Removes a sequence and gives back what it holds.
-    pub(crate) fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
+    pub(crate) fn remove(&mut self, id: SequenceId) -> Option<Box<Sequence>> {
         let mut sequence = self.sequences.remove(&id)?;
         if !self.waiting.remove(&sequence)
             && let Some(place) = self.running.iter().position(|&other| other == id)
