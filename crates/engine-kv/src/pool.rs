@@ -52,6 +52,7 @@ pub(crate) struct Block {
 /// # Ok::<(), engine_kv::OutOfBlocks>(())
 /// ```
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct BlockPool {
     pub(crate) blocks: Vec<Block>,
     pub(crate) block_size: usize,

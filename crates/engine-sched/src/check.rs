@@ -88,8 +88,10 @@ impl Scheduler {
         if sequence.swapped.is_some() && on_device {
             return broken("it is on the device and on the host");
         }
-        if sequence.in_flight && self.in_flight.is_none() {
-            return broken("it is in flight and no batch is");
+        let flight = self.in_flight.as_ref();
+        let in_flight = flight.is_some_and(|flight| flight.sequences.contains(&id));
+        if in_flight != (sequence.planned > 0) {
+            return broken("it and the batch in flight disagree about its chunk");
         }
         if sequence.remaining() == 0 {
             return broken("it has nothing left to compute");

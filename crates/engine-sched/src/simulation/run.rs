@@ -250,7 +250,8 @@ impl<E: Executor> Run<E> {
         let fails = self.rng.chance(faults.executor_errors);
         let slow = self.rng.chance(faults.slow_steps);
         let duration = self.simulation.cost.duration(&batch);
-        self.clock = self.clock.saturating_add(if slow { duration * 10 } else { duration });
+        self.clock =
+            self.clock.saturating_add(if slow { duration.saturating_mul(10) } else { duration });
         if fails && self.rng.chance(0.5) {
             return Ok(self.scheduler.abort(batch, self.clock));
         }
