@@ -1,4 +1,5 @@
 //! Downloads against a small server that speaks the Hub's routes.
+#![allow(clippy::unwrap_used, clippy::panic)]
 #![cfg(feature = "hub")]
 
 use std::collections::BTreeMap;
