@@ -241,7 +241,8 @@ impl<E: Executor> Run<E> {
             return;
         }
         let newest = self.requests.last_key_value().map_or(0, |(id, _)| id.0 as usize);
-        let id = newest + 1 - self.rng.in_range(0..newest.min(40) + 1);
+        // One beyond the newest: a sample of it, or nothing.
+        let id = self.rng.in_range(0..newest + 2);
         self.scheduler.cancel(SequenceId(id as u64));
     }
 
