@@ -38,12 +38,14 @@ fn pick<T: Copy>(rng: &mut SimulationRng, choices: &[T]) -> T {
 
 fn config(rng: &mut SimulationRng) -> SchedulerConfig {
     let block_size = pick(rng, &[1, 2, 4, 7, 16]);
+    let max_context: usize = pick(rng, &[60, 90, 120]);
     SchedulerConfig {
-        num_blocks: 128usize.div_ceil(block_size) + rng.in_range(0..40),
+        // From just enough for the longest sequence to plenty.
+        num_blocks: (max_context - 1).div_ceil(block_size) + pick(rng, &[0, 1, 6, 60]),
         block_size,
         max_batched_tokens: pick(rng, &[1, 3, 16, 64, 300]),
         max_sequences: pick(rng, &[1, 3, 8, 40]),
-        max_context: pick(rng, &[60, 90, 120]),
+        max_context,
         max_queue: pick(rng, &[5, 1000]),
         prefix_caching: rng.chance(0.7),
         cache_epochs: pick(
