@@ -36,18 +36,21 @@ impl Scheduler {
             return;
         }
         let mut demand = self.running_demand();
+        let mut last = self.last_running();
         while let Some(id) = self.waiting.head(self.now, self.config.max_wait) {
             let Some(rank) = self.rank(id) else { return };
-            let victim = self.outclassed_by(rank);
+            let victim = last.filter(|&(last, _)| rank.outclasses(last));
             let full = demand.tokens >= self.config.max_batched_tokens;
             if full && demand.prompts >= MAX_PROMPTS && victim.is_none() {
                 return;
             }
             if self.fits(id, demand) {
                 demand.add(self.admit_sequence(id));
-            } else if let Some(victim) = victim {
+                last = last.max(Some((rank, id)));
+            } else if let Some((_, victim)) = victim {
                 self.preempt(victim, batch, flight);
                 demand = self.running_demand();
+                last = self.last_running();
             } else {
                 return;
             }
@@ -122,10 +125,7 @@ impl Scheduler {
         found.blocks - found.free_blocks >= missing
     }
 
-    /// The last in rank of the running sequences if `rank` outclasses it.
-    fn outclassed_by(&self, rank: Rank) -> Option<SequenceId> {
-        let ranks = self.running.iter().filter_map(|&id| Some((self.rank(id)?, id)));
-        let (last, victim) = ranks.max()?;
-        rank.outclasses(last).then_some(victim)
+    fn last_running(&self) -> Option<(Rank, SequenceId)> {
+        self.running.iter().filter_map(|&id| Some((self.rank(id)?, id))).max()
     }
 }

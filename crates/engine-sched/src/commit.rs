@@ -5,7 +5,8 @@ use engine_kv::PageTable;
 use crate::scheduler::InFlight;
 use crate::sequence::Sequence;
 use crate::{
-    FinishReason, SampleSlot, ScheduledBatch, Scheduler, SequenceId, SequenceUpdate, TokenId,
+    CacheEpochs, FinishReason, SampleSlot, ScheduledBatch, Scheduler, SequenceId, SequenceUpdate,
+    TokenId,
 };
 
 impl Scheduler {
@@ -89,7 +90,16 @@ impl Scheduler {
     fn commit_chunk(&mut self, id: SequenceId) {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         let computed = sequence.table.len() + std::mem::take(&mut sequence.planned);
-        self.pool.commit(&mut sequence.table, computed, &sequence.tokens);
+        // Where each length is an epoch, the keys of a growing sequence are of no use to others, and
+        // would drive out those that are.
+        let fleeting = matches!(self.config.cache_epochs, CacheEpochs::EveryLengthAbove(_))
+            && sequence.table.namespace().epoch > 0
+            && sequence.tokens.len() > sequence.terms.prompt_len;
+        if fleeting {
+            self.pool.commit_private(&mut sequence.table, computed);
+        } else {
+            self.pool.commit(&mut sequence.table, computed, &sequence.tokens);
+        }
         if let Some(window) = self.config.window {
             // The next query reads the `window` positions that end with its own.
             let oldest = (computed + 1).saturating_sub(window);
