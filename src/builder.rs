@@ -3,7 +3,7 @@ use std::{path::PathBuf, sync::Arc, time::Instant};
 use engine_core::{
     Checkpoint, GenerationConfig, LoadProgress, ModelBackend, ModelConfig, RopeLength, load,
 };
-use engine_sched::{CacheEpochs, Scheduler, SchedulerConfig};
+use engine_sched::{CacheEpochs, Preemption, Scheduler, SchedulerConfig};
 
 use crate::execute::ModelExecutor;
 use crate::runner::{ModelRunner, Runner, panic_message};
@@ -47,6 +47,7 @@ pub struct EngineBuilder {
     threads: Option<usize>,
     kv_cache_bytes: Option<usize>,
     swap_bytes: usize,
+    preemption: Preemption,
     block_size: usize,
     max_context: Option<usize>,
     max_batched_tokens: usize,
@@ -64,6 +65,7 @@ impl EngineBuilder {
             threads: None,
             kv_cache_bytes: None,
             swap_bytes: 0,
+            preemption: Preemption::default(),
             block_size: 16,
             max_context: None,
             max_batched_tokens: 512,
@@ -96,6 +98,13 @@ impl EngineBuilder {
     /// Host memory for sequences that make room for others; without it they are recomputed.
     pub fn swap_bytes(mut self, bytes: usize) -> Self {
         self.swap_bytes = bytes;
+        self
+    }
+
+    /// What becomes of what a sequence has computed when it makes room for another: saved in the
+    /// swap memory or computed again, by default whichever is measured to be cheaper.
+    pub fn preemption(mut self, preemption: Preemption) -> Self {
+        self.preemption = preemption;
         self
     }
 
@@ -251,7 +260,7 @@ impl EngineBuilder {
         memory: &MemoryPlan,
         max_context: usize,
     ) -> SchedulerConfig {
-        let block_bytes = (memory.kv_bytes_per_token * self.block_size).max(1);
+        let block_bytes = memory.kv_bytes_per_token.saturating_mul(self.block_size).max(1);
         SchedulerConfig {
             num_blocks: memory.kv_tokens / self.block_size,
             block_size: self.block_size,
@@ -263,6 +272,7 @@ impl EngineBuilder {
             prefix_caching: self.prefix_caching,
             cache_epochs: cache_epochs(config),
             num_host_blocks: self.swap_bytes / block_bytes,
+            preemption: self.preemption,
             window: widest_window(config),
             ..SchedulerConfig::default()
         }

@@ -1,6 +1,6 @@
 //! From what became of sequences to what requests hear of it.
 
-use engine_core::sampling::Sampled;
+use engine_core::sampling::{Sampled, SamplingError};
 use engine_sched::SequenceUpdate;
 
 use crate::step::{EngineCore, RequestEvent, RequestId};
@@ -12,11 +12,7 @@ impl EngineCore {
         let Some(&id) = self.owners.get(&update.parent) else { return };
         let sampled = match self.executor.take_chosen(update.sequence).transpose() {
             Ok(sampled) => sampled,
-            Err(error) => {
-                let message = error.to_string();
-                events.push((id, Err(GenerateError::Sampling { message })));
-                return self.cancel(id);
-            }
+            Err(error) => return self.fail_choice(id, &error, events),
         };
         self.report_prompt(id, update, events);
         let stopped = self.emit_token(id, update, sampled, events);
@@ -47,6 +43,16 @@ impl EngineCore {
         }
     }
 
+    fn fail_choice(
+        &mut self,
+        id: RequestId,
+        error: &SamplingError,
+        events: &mut Vec<RequestEvent>,
+    ) {
+        events.push((id, Err(GenerateError::Sampling { message: error.to_string() })));
+        self.cancel(id);
+    }
+
     fn fail_text(&mut self, id: RequestId, error: &TokenizerError, events: &mut Vec<RequestEvent>) {
         events.push((id, Err(GenerateError::Text { message: error.to_string() })));
         self.cancel(id);
@@ -59,6 +65,10 @@ impl EngineCore {
         update: &SequenceUpdate,
         events: &mut Vec<RequestEvent>,
     ) {
+        // What timed out or was cancelled has no complete report.
+        if update.token.is_none() && update.finish != Some(engine_sched::FinishReason::Length) {
+            return;
+        }
         let now = self.started.elapsed();
         let Some(state) = self.requests.get_mut(&id) else { return };
         if state.usage.completion_tokens > 0 {
@@ -67,9 +77,11 @@ impl EngineCore {
         state.usage.time_to_first_token = now.saturating_sub(state.submitted);
         state.usage.cached_tokens = update.cached_prompt_tokens;
         if state.request.prompt_report != PromptReport::None {
-            events.extend(
-                self.executor.take_prompt(state.sequence).map(|p| (id, Ok(Event::Prompt(p)))),
-            );
+            match self.executor.take_prompt(state.sequence) {
+                Some(Ok(prompt)) => events.push((id, Ok(Event::Prompt(prompt)))),
+                Some(Err(error)) => self.fail_choice(id, &error, events),
+                None => {}
+            }
         }
     }
 

@@ -28,6 +28,8 @@ pub(crate) struct ModelExecutor {
     prompts: HashMap<SequenceId, PromptRecorder>,
     /// What the last step chose beside the tokens, or why it could not.
     chosen: HashMap<SequenceId, Result<Sampled, SamplingError>>,
+    /// A step failed: what the cache holds is not known any more.
+    poisoned: bool,
 }
 
 impl ModelExecutor {
@@ -39,6 +41,7 @@ impl ModelExecutor {
             sequences: HashMap::new(),
             prompts: HashMap::new(),
             chosen: HashMap::new(),
+            poisoned: false,
         }
     }
 
@@ -73,8 +76,14 @@ impl ModelExecutor {
     }
 
     /// The report on a sequence's prompt, once.
-    pub fn take_prompt(&mut self, sequence: SequenceId) -> Option<PromptOutput> {
-        self.prompts.remove(&sequence).map(|recorder| recorder.output)
+    pub fn take_prompt(
+        &mut self,
+        sequence: SequenceId,
+    ) -> Option<Result<PromptOutput, SamplingError>> {
+        self.prompts.remove(&sequence).map(|recorder| match recorder.error {
+            Some(error) => Err(error),
+            None => Ok(recorder.output),
+        })
     }
 
     /// How a sequence's last token was chosen, once.
@@ -96,9 +105,7 @@ impl ModelExecutor {
             let wanted: Vec<u32> = (start..start + chunk.tokens.len() as u32).collect();
             let values = logits.download(&wanted)?;
             for (row, position) in values.chunks(self.vocab_size).zip(chunk.start_position..) {
-                if let Err(error) = recorder.record(position, row) {
-                    self.chosen.insert(chunk.sequence, Err(error));
-                }
+                recorder.record(position, row);
             }
         }
         Ok(())
@@ -126,16 +133,20 @@ impl ModelExecutor {
         let values = logits.download(&host_rows)?;
         let mut values = values.chunks(self.vocab_size);
         let mut scratch = SampleScratch::default();
-        let choose = |slot| match self.state(slot) {
+        let mut on_host = |row: &[f32], state: &SamplingState, slot: &SampleSlot| {
+            sample(row, &state.params, &state.history, slot.position as u32, &mut scratch)
+        };
+        let choose = |slot: &SampleSlot| match self.state(slot) {
             Some(state) if !state.params.on_device() => {
                 let row = values.next().ok_or_else(ExecuteError::too_few_rows)?;
-                let position = slot.position as u32;
-                Ok(sample(row, &state.params, &state.history, position, &mut scratch))
+                Ok(on_host(row, state, slot))
             }
-            _ => {
-                let token = tokens.next().ok_or_else(ExecuteError::too_few_rows)?;
-                Ok(Ok(Sampled { token, logprobs: None }))
-            }
+            state => match (tokens.next().ok_or_else(ExecuteError::too_few_rows)?, state) {
+                (Some(token), _) => Ok(Ok(Sampled { token, logprobs: None })),
+                // The host says what is wrong with the row.
+                (None, Some(state)) => Ok(on_host(&logits.download(&[row(slot)])?, state, slot)),
+                (None, None) => Err(ExecuteError::too_few_rows()),
+            },
         };
         batch.samples.iter().map(choose).collect()
     }
@@ -149,6 +160,17 @@ impl Executor for ModelExecutor {
     type Error = ExecuteError;
 
     fn execute(&mut self, batch: &ScheduledBatch) -> Result<Vec<TokenId>, ExecuteError> {
+        if self.poisoned {
+            return Err(ExecuteError::Poisoned);
+        }
+        let result = self.compute(batch);
+        self.poisoned = result.is_err();
+        result
+    }
+}
+
+impl ModelExecutor {
+    fn compute(&mut self, batch: &ScheduledBatch) -> Result<Vec<TokenId>, ExecuteError> {
         self.chosen.clear();
         let logits = self.runner.run(pack(batch, self.block_size))?;
         let rows = RowStarts::of(&batch.chunks);
@@ -227,6 +249,8 @@ fn num_rows(chunk: &ScheduledChunk) -> u32 {
 struct PromptRecorder {
     report: PromptReport,
     output: PromptOutput,
+    /// The first row that has no log-probabilities.
+    error: Option<SamplingError>,
     /// The next position to record; a recomputed prompt comes by again and is skipped.
     next: usize,
 }
@@ -234,13 +258,13 @@ struct PromptRecorder {
 impl PromptRecorder {
     fn new(prompt: &[u32], report: PromptReport) -> Self {
         let output = PromptOutput { tokens: prompt.to_vec(), ..PromptOutput::default() };
-        Self { report, output, next: 0 }
+        Self { report, output, error: None, next: 0 }
     }
 
     /// Takes the logits `[vocab]` of one position.
-    fn record(&mut self, position: usize, logits: &[f32]) -> Result<(), SamplingError> {
+    fn record(&mut self, position: usize, logits: &[f32]) {
         if position != self.next || position >= self.output.tokens.len() {
-            return Ok(());
+            return;
         }
         self.next += 1;
         match self.report {
@@ -248,10 +272,12 @@ impl PromptRecorder {
             PromptReport::Logits => self.output.logits.extend_from_slice(logits),
             PromptReport::Logprobs(top) => {
                 if let Some(&target) = self.output.tokens.get(position + 1) {
-                    self.output.logprobs.push(logprobs_of(logits, target, top)?);
+                    match logprobs_of(logits, target, top) {
+                        Ok(logprobs) => self.output.logprobs.push(logprobs),
+                        Err(error) => self.error = self.error.take().or(Some(error)),
+                    }
                 }
             }
         }
-        Ok(())
     }
 }

@@ -52,7 +52,7 @@ impl EngineInfo {
             return Err(SubmitError::TokenOutOfRange { token, position, vocab });
         }
         let new = request.max_tokens.unwrap_or(1);
-        if prompt.len() + new > self.max_context {
+        if prompt.len().saturating_add(new) > self.max_context {
             let context = self.max_context;
             return Err(SubmitError::TooLong { prompt: prompt.len(), new, context });
         }

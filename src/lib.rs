@@ -36,6 +36,7 @@ mod request;
 mod runner;
 mod step;
 mod text;
+pub mod verify;
 
 pub use builder::{EngineBuilder, Progress};
 pub use device::{Device, DeviceError, Selected};
@@ -58,4 +59,4 @@ pub use text::{
 
 pub use engine_core::sampling::{SamplingError, SamplingParams, TokenLogprobs};
 pub use engine_core::{GenerationConfig, LoadError, LoadProgress, ModelConfig};
-pub use engine_sched::Statistics;
+pub use engine_sched::{Preemption, Statistics};

@@ -49,10 +49,10 @@ impl MemoryPlan {
         let least = context.min(LEAST_TOKENS);
         let tokens = (budget / per_token.max(1)).min(wanted).max(least);
         let blocks = tokens.div_ceil(block_size);
-        let kv_tokens = blocks * block_size;
+        let kv_tokens = blocks.saturating_mul(block_size);
         Self {
             weight_bytes,
-            kv_cache_bytes: kv_tokens * per_token,
+            kv_cache_bytes: kv_tokens.saturating_mul(per_token),
             kv_bytes_per_token: per_token,
             kv_tokens,
             free_bytes,
@@ -61,7 +61,11 @@ impl MemoryPlan {
 
     /// Whether all of it fits into the free memory.
     pub fn fits(&self) -> bool {
-        self.free_bytes.is_none_or(|free| self.weight_bytes + self.kv_cache_bytes <= free)
+        self.free_bytes.is_none_or(|free| self.total_bytes() <= free)
+    }
+
+    fn total_bytes(&self) -> usize {
+        self.weight_bytes.saturating_add(self.kv_cache_bytes)
     }
 }
 
@@ -75,7 +79,7 @@ impl fmt::Display for MemoryPlan {
             mib(self.kv_cache_bytes),
             self.kv_tokens,
             self.kv_bytes_per_token,
-            mib(self.weight_bytes + self.kv_cache_bytes),
+            mib(self.total_bytes()),
         )?;
         match self.free_bytes {
             Some(free) => write!(f, ", {:.1} MiB are free", mib(free)),

@@ -55,8 +55,12 @@ pub(crate) trait Runner: Send {
 
 /// Logits of one step, still on the device, `[rows, vocab]`.
 pub(crate) trait Logits {
-    /// Chooses one token from each of `rows`.
-    fn choose(&self, rows: &[u32], choices: &[TokenChoice]) -> Result<Vec<u32>, ExecuteError>;
+    /// Chooses one token from each of `rows`; `None` where no logit is a number above −∞.
+    fn choose(
+        &self,
+        rows: &[u32],
+        choices: &[TokenChoice],
+    ) -> Result<Vec<Option<u32>>, ExecuteError>;
     /// Downloads the given rows, `[rows * vocab]`.
     fn download(&self, rows: &[u32]) -> Result<Vec<f32>, ExecuteError>;
 }
@@ -70,7 +74,6 @@ pub(crate) struct ModelRunner<B: ModelBackend> {
     swapped: HashMap<u32, Vec<TensorData>>,
     /// The CPU kernels' threads.
     threads: Option<rayon::ThreadPool>,
-    poisoned: bool,
 }
 
 impl<B: ModelBackend> ModelRunner<B> {
@@ -81,7 +84,7 @@ impl<B: ModelBackend> ModelRunner<B> {
         threads: Option<rayon::ThreadPool>,
     ) -> Self {
         let kv = model.allocate_kv(num_blocks * block_size);
-        Self { model, kv, block_size, swapped: HashMap::new(), threads, poisoned: false }
+        Self { model, kv, block_size, swapped: HashMap::new(), threads }
     }
 
     fn compute(&mut self, step: Step) -> Option<Tensor<B, 2>> {
@@ -105,16 +108,12 @@ impl<B: ModelBackend> ModelRunner<B> {
 
 impl<B: ModelBackend> Runner for ModelRunner<B> {
     fn run(&mut self, step: Step) -> Result<Box<dyn Logits>, ExecuteError> {
-        if self.poisoned {
-            return Err(ExecuteError::Poisoned);
-        }
         let pool = self.threads.take();
         let result = catch_device(|| match &pool {
             Some(pool) => pool.install(|| self.compute(step)),
             None => self.compute(step),
         });
         self.threads = pool;
-        self.poisoned = result.is_err();
         Ok(Box::new(DeviceLogits { logits: result? }))
     }
 
@@ -150,14 +149,19 @@ impl<B: ModelBackend> DeviceLogits<B> {
 }
 
 impl<B: ModelBackend> Logits for DeviceLogits<B> {
-    fn choose(&self, rows: &[u32], choices: &[TokenChoice]) -> Result<Vec<u32>, ExecuteError> {
+    fn choose(
+        &self,
+        rows: &[u32],
+        choices: &[TokenChoice],
+    ) -> Result<Vec<Option<u32>>, ExecuteError> {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
         let tokens = catch_device(|| {
             self.select(rows).map(|logits| choose_tokens(logits, choices).into_data())
         })?;
-        Ok(tokens.map(|data| data.iter::<i64>().map(|id| id as u32).collect()).unwrap_or_default())
+        let ids = |data: TensorData| data.iter::<i64>().map(|id| u32::try_from(id).ok()).collect();
+        Ok(tokens.map(ids).unwrap_or_default())
     }
 
     fn download(&self, rows: &[u32]) -> Result<Vec<f32>, ExecuteError> {

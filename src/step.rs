@@ -118,6 +118,12 @@ impl EngineCore {
         request: Request,
         prompt: Vec<u32>,
     ) -> Result<RequestId, SubmitError> {
+        let max_sequences = self.scheduler.config().max_sequences;
+        if request.n > max_sequences {
+            let num_samples = request.n;
+            let refusal = engine_sched::SubmitError::TooManySamples { num_samples, max_sequences };
+            return Err(refusal.into());
+        }
         let texts = (0..request.n)
             .map(|_| self.completion_text(&request, &prompt))
             .collect::<Result<Vec<_>, SubmitError>>()?;
@@ -127,7 +133,7 @@ impl EngineCore {
             max_tokens: request.max_tokens.unwrap_or(room),
             stop_tokens: self.info.stop_tokens(&request),
             priority: request.priority,
-            deadline: request.timeout.map(|timeout| now + timeout),
+            deadline: request.timeout.map(|timeout| now.saturating_add(timeout)),
             salt: request.cache_salt,
             prompt_logits: request.prompt_report != PromptReport::None,
             num_samples: request.n,
@@ -174,18 +180,18 @@ impl EngineCore {
     pub fn step(&mut self) -> Vec<RequestEvent> {
         let mut events = Vec::new();
         let mut batch = self.scheduler.schedule(self.started.elapsed());
-        let mut updates = std::mem::take(&mut batch.finished);
+        for update in std::mem::take(&mut batch.finished) {
+            self.emit(&update, &mut events);
+        }
         self.adopt_children(&batch);
         match self.executor.execute(&batch) {
             Ok(tokens) => {
-                updates.extend(self.scheduler.commit(batch, &tokens, self.started.elapsed()));
-                for update in updates {
+                for update in self.scheduler.commit(batch, &tokens, self.started.elapsed()) {
                     self.emit(&update, &mut events);
                 }
             }
             Err(error) => {
-                updates.extend(self.scheduler.abort(batch, self.started.elapsed()));
-                for update in updates {
+                for update in self.scheduler.abort(batch, self.started.elapsed()) {
                     self.fail(&update, &error, &mut events);
                 }
             }

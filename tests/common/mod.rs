@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod tiny;
+
 use std::path::{Path, PathBuf};
 
 use engine::{Device, Engine, EngineBuilder};

@@ -421,3 +421,16 @@ fn greedy_takes_the_first_of_equals() {
     let found = choose_tokens::<Gpu>(tensor(&logits, [3, 700], &gpu), &[greedy; 3]);
     assert_eq!(chosen(found), [64, 2, 510]);
 }
+
+#[test]
+fn nothing_is_chosen_where_nothing_can_be() {
+    let Some(gpu) = wgpu_device("nothing_is_chosen_where_nothing_can_be") else { return };
+    let mut logits = vec![f32::NAN; 3 * 700];
+    logits[700..1400].fill(f32::NEG_INFINITY);
+    logits[1400 + 333] = -7.0;
+    for temperature in [0.0, 1.0] {
+        let choice = TokenChoice { temperature, seed: 1, position: 1 };
+        let found = choose_tokens::<Gpu>(tensor(&logits, [3, 700], &gpu), &[choice; 3]);
+        assert_eq!(chosen(found), [-1, -1, 333], "temperature {temperature}");
+    }
+}

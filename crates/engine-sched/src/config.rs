@@ -29,6 +29,18 @@ impl CacheEpochs {
     }
 }
 
+/// What becomes of the computed tokens of a sequence that makes room for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Preemption {
+    /// Saved on the host or computed again, whichever was measured to cost less.
+    #[default]
+    Cheapest,
+    /// Saved on the host while it has room.
+    Swap,
+    /// Computed again.
+    Recompute,
+}
+
 /// The limits within which the scheduler works.
 ///
 /// ```
@@ -56,6 +68,8 @@ pub struct SchedulerConfig {
     pub cache_epochs: CacheEpochs,
     /// Blocks of swap space in host memory; with 0 preempted sequences are recomputed.
     pub num_host_blocks: usize,
+    /// What becomes of a preempted sequence's computed tokens.
+    pub preemption: Preemption,
     /// Only the last `window` positions are ever read again, in every layer; blocks before them
     /// are given back. `None` unless all layers use sliding-window attention.
     pub window: Option<usize>,
@@ -79,6 +93,7 @@ impl Default for SchedulerConfig {
             prefix_caching: true,
             cache_epochs: CacheEpochs::Constant,
             num_host_blocks: 0,
+            preemption: Preemption::default(),
             window: None,
             max_wait: Duration::from_secs(30),
             token_cost: Duration::from_millis(1),

@@ -22,7 +22,7 @@ pub use batch::{
     FinishReason, LogitRows, SampleSlot, ScheduledBatch, ScheduledChunk, SequenceUpdate,
 };
 pub use check::CheckError;
-pub use config::{CacheEpochs, ConfigError, SchedulerConfig};
+pub use config::{CacheEpochs, ConfigError, Preemption, SchedulerConfig};
 pub use engine_kv::{BlockId, HostBlockId, slot};
 pub use engine_kv::{Counters, InvariantError, Usage};
 pub use executor::Executor;

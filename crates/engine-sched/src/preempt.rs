@@ -1,5 +1,5 @@
 use crate::scheduler::InFlight;
-use crate::{ScheduledBatch, Scheduler, SequenceId};
+use crate::{Preemption, ScheduledBatch, Scheduler, SequenceId};
 
 impl Scheduler {
     /// Preempts the last of the running sequences behind `place` that holds blocks; false if there
@@ -34,7 +34,12 @@ impl Scheduler {
         if blocks == 0 && tokens == 0 {
             return;
         }
-        if self.cost.prefers_swap(blocks, tokens)
+        let swap = match self.config.preemption {
+            Preemption::Cheapest => self.cost.prefers_swap(blocks, tokens),
+            Preemption::Swap => true,
+            Preemption::Recompute => false,
+        };
+        if swap
             && let Ok((swapped, moves)) = self.pool.swap_out(&mut sequence.table, &mut self.host)
         {
             sequence.swapped = Some(swapped);

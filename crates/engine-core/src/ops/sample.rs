@@ -16,7 +16,8 @@ pub struct TokenChoice {
     pub position: u32,
 }
 
-/// The chosen token of each row of `logits [rows, vocab]`, `i32 [rows]`.
+/// The chosen token of each row of `logits [rows, vocab]`, `i32 [rows]`; −1 where every logit is NaN
+/// or −∞.
 ///
 /// Greedy: the first of the largest logits. With a temperature: the largest of
 /// `logit / temperature + gumbel(seed, position, token)` ([`rng::gumbel`]), which draws from the
@@ -49,5 +50,7 @@ pub fn choose_tokens_reference<B: CoreOps>(
     let upload =
         |values, shape| Tensor::from_data(TensorData::new(values, shape), (&device, DType::F32));
     let scores = logits * upload(factors, [num_rows, 1]) + upload(noise, [num_rows, vocab]);
-    scores.argmax(1).flatten(0, 1)
+    let scores = scores.clone().mask_fill(scores.is_nan(), f32::NEG_INFINITY);
+    let ruled_out = scores.clone().max_dim(1).lower_elem(f32::MIN);
+    scores.argmax(1).mask_fill(ruled_out, -1).flatten(0, 1)
 }

@@ -44,7 +44,8 @@ pub(super) fn choose_tokens<R: CubeRuntime>(
     chosen
 }
 
-/// `chosen[r] = argmax(logits[r, ·] · factor + gumbel)`, the first of equals.
+/// `chosen[r] = argmax(logits[r, ·] · factor + gumbel)`, the first of equals; −1, which as a `u32` is
+/// the largest, where no score is a number above −∞.
 ///
 /// A unit takes blocks of four tokens, one random block each, with a stride of all units; the
 /// units' best are then compared as a binary tree.
@@ -68,8 +69,7 @@ fn choose_kernel(
     let position = choices[row * CHOICE_WORDS + 3];
 
     let mut best = f32::min_value();
-    // A row without any finite logit still yields a token of the vocabulary.
-    let mut best_token = min(unit * 4, vocab - 1);
+    let mut best_token = comptime!(u32::MAX).runtime();
     for block in range_stepped(unit, vocab.div_ceil(4), units) {
         let mut noise = Array::<f32>::new(4usize);
         if factor > 0.0f32 {
@@ -89,7 +89,7 @@ fn choose_kernel(
                 }
                 if score > best {
                     best = score;
-                    best_token = token;
+                    best_token = token as u32;
                 }
             }
         }
@@ -98,7 +98,7 @@ fn choose_kernel(
     let mut scores = SharedMemory::<f32>::new(units);
     let mut tokens = SharedMemory::<u32>::new(units);
     scores[unit] = best;
-    tokens[unit] = best_token as u32;
+    tokens[unit] = best_token;
     sync_cube();
     #[unroll]
     for level in 0..comptime!(units.ilog2()) {

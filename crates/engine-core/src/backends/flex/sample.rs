@@ -9,8 +9,7 @@ use crate::sampling::rng;
 /// Tokens that one task looks at; whole blocks of random numbers.
 const CHUNK: usize = 1 << 14;
 
-/// The chosen token of each row of `logits [rows, vocab]`. NaN is never chosen unless a row has
-/// nothing else.
+/// The chosen token of each row of `logits [rows, vocab]`; −1 where every logit is NaN or −∞.
 pub fn choose_tokens(isa: Isa, logits: &[f32], rows: &[TokenChoice]) -> Vec<i32> {
     if rows.is_empty() {
         return Vec::new();
@@ -18,7 +17,7 @@ pub fn choose_tokens(isa: Isa, logits: &[f32], rows: &[TokenChoice]) -> Vec<i32>
     let vocab = logits.len() / rows.len();
     let choose = |(row, choice): (&[f32], &TokenChoice)| choose_token(isa, row, choice);
     if vocab == 0 {
-        return vec![0; rows.len()];
+        return vec![-1; rows.len()];
     }
     if rows.len() == 1 || logits.len() < CHUNK {
         logits.chunks_exact(vocab).zip(rows).map(choose).collect()
@@ -32,9 +31,9 @@ fn choose_token(isa: Isa, logits: &[f32], choice: &TokenChoice) -> i32 {
         draw(logits, choice)
     } else {
         let max = isa.run(Max(logits));
-        logits.iter().position(|&logit| logit == max)
+        logits.iter().position(|&logit| logit == max && max > f32::NEG_INFINITY)
     };
-    best.or_else(|| logits.iter().position(|logit| !logit.is_nan())).unwrap_or(0) as i32
+    best.map_or(-1, |token| token as i32)
 }
 
 /// The first token of the largest noisy score.
