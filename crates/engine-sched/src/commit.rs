@@ -100,11 +100,7 @@ impl Scheduler {
         } else {
             self.pool.commit(&mut sequence.table, computed, &sequence.tokens);
         }
-        if let Some(window) = self.config.window {
-            // The next query reads the `window` positions that end with its own.
-            let oldest = (computed + 1).saturating_sub(window);
-            self.pool.release_before(&mut sequence.table, oldest);
-        }
+        self.pool.release_before(&mut sequence.table, self.config.oldest_read(computed));
         let prompt_len = sequence.terms.prompt_len;
         sequence.reported_rows = sequence.reported_rows.max(computed.min(prompt_len));
         let caught_up = computed == sequence.tokens.len();

@@ -148,6 +148,8 @@ impl Scheduler {
         let usable = sequence.cacheable_len();
         if usable > 0 && self.config.prefix_caching {
             let hit = self.pool.attach_prefix(&mut sequence.table, &sequence.tokens[..usable]);
+            let oldest = self.config.oldest_read(hit);
+            self.pool.release_before(&mut sequence.table, oldest);
             if sequence.tokens.len() == sequence.terms.prompt_len {
                 sequence.cached_prompt_tokens = hit;
             }

@@ -167,7 +167,7 @@ fn apply(driver: &mut Driver, ledger: &mut Ledger, last: &mut Option<ScheduledBa
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_order_of_calls_breaks_it(config in config(), calls in prop::collection::vec(call(), 1..80)) {

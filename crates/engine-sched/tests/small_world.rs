@@ -225,6 +225,26 @@ fn a_window_gives_blocks_back_and_lets_long_sequences_into_a_small_pool() {
 }
 
 #[test]
+fn a_cached_prefix_longer_than_the_window_takes_no_more_than_the_window() {
+    let config = SchedulerConfig {
+        num_blocks: 9,
+        block_size: 1,
+        window: Some(1),
+        max_batched_tokens: 9,
+        ..small()
+    };
+    let mut driver = Driver::new(config);
+    driver.submit(request(1, 9, 1));
+    driver.run();
+    driver.submit(request(1, 12, 1));
+    // All nine blocks hold its beginning, and none of them is read again.
+    let batch = driver.schedule();
+    assert_eq!(chunks(&batch), [(1, 3, 9)]);
+    driver.finish(batch);
+    assert_eq!(driver.free_blocks(), 9);
+}
+
+#[test]
 fn what_can_never_run_is_refused_with_the_numbers() {
     let mut driver = Driver::new(SchedulerConfig { num_blocks: 5, max_queue: 2, ..small() });
     let scheduler = &mut driver.scheduler;
