@@ -10,7 +10,10 @@ use std::{cell::RefCell, ops::Range};
 use engine_quant::simd::{self, Isa, Kernel, Simd};
 use rayon::prelude::*;
 
-use super::{math, sample};
+use super::{
+    math::{self, Map},
+    sample,
+};
 use crate::{BatchInput, ops::attention::AttentionArgs};
 
 /// Positions in a partition.
@@ -277,6 +280,43 @@ impl Kernel for PartitionKernel<'_> {
     }
 }
 
+/// `x · scale`
+#[derive(Clone, Copy)]
+struct Scale(f32);
+
+impl Map for Scale {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::V) -> S::V {
+        s.mul(x, s.splat(self.0))
+    }
+}
+
+/// `cap · tanh(x · scale / cap)`
+#[derive(Clone, Copy)]
+struct Cap {
+    scale: f32,
+    cap: f32,
+}
+
+impl Map for Cap {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::V) -> S::V {
+        let cap = s.splat(self.cap);
+        s.mul(cap, math::tanh(s, s.div(s.mul(x, s.splat(self.scale)), cap)))
+    }
+}
+
+/// `exp(x − shift)`
+#[derive(Clone, Copy)]
+struct ExpMinus(f32);
+
+impl Map for ExpMinus {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::V) -> S::V {
+        math::exp(s, s.sub(x, s.splat(self.0)))
+    }
+}
+
 struct Block<'a, S> {
     s: S,
     attention: &'a Attention<'a>,
@@ -315,16 +355,16 @@ impl<S: Simd> Block<'_, S> {
                 }
                 // SAFETY: the slices above have `head_dim` elements.
                 let scores = unsafe { simd::dot_tile(self.s, q, k, head_dim) };
-                for r in 0..R {
-                    self.scores[(first + r) * PARTITION + j..][..4].copy_from_slice(&scores[r]);
+                for (r, scores) in scores.iter().enumerate() {
+                    self.scores[(first + r) * PARTITION + j..][..4].copy_from_slice(scores);
                 }
                 j += 4;
             } else {
                 let k = [keys[self.rows[j]..][..head_dim].as_ptr()];
                 // SAFETY: as above.
                 let scores = unsafe { simd::dot_tile(self.s, q, k, head_dim) };
-                for r in 0..R {
-                    self.scores[(first + r) * PARTITION + j] = scores[r][0];
+                for (r, [score]) in scores.into_iter().enumerate() {
+                    self.scores[(first + r) * PARTITION + j] = score;
                 }
                 j += 1;
             }
@@ -341,15 +381,9 @@ impl<S: Simd> Block<'_, S> {
             return (0.0, 0.0);
         }
         let scores = &mut self.scores[query * PARTITION..][start..end];
-        let scale = s.splat(args.scale);
         match args.softcap {
-            None => math::map_in_place(s, scores, |x| s.mul(x, scale)),
-            Some(cap) => {
-                let cap = s.splat(cap);
-                math::map_in_place(s, scores, |x| {
-                    s.mul(cap, math::tanh(s, s.div(s.mul(x, scale), cap)))
-                });
-            }
+            None => math::map_in_place(s, scores, Scale(args.scale)),
+            Some(cap) => math::map_in_place(s, scores, Cap { scale: args.scale, cap }),
         }
         let max = sample::max(s, scores);
         if max == f32::NEG_INFINITY {
@@ -357,8 +391,7 @@ impl<S: Simd> Block<'_, S> {
             let nan = scores.iter().any(|score| score.is_nan());
             return (0.0, if nan { f32::NAN } else { 0.0 });
         }
-        let shift = s.splat(max);
-        math::map_in_place(s, scores, |x| math::exp(s, s.sub(x, shift)));
+        math::map_in_place(s, scores, ExpMinus(max));
         (max, math::sum(s, scores))
     }
 
@@ -419,11 +452,11 @@ impl<S: Simd> Block<'_, S> {
         let head_dim = self.attention.args.head_dim;
         let width = N * S::LANES;
         let mut sums = [[s.splat(0.0); N]; R];
-        for r in 0..R {
+        for (r, sums) in sums.iter_mut().enumerate() {
             let from = &out[(first + r) * head_dim + column..][..width];
-            for n in 0..N {
+            for (n, sum) in sums.iter_mut().enumerate() {
                 // SAFETY: `from` has `N · LANES` elements.
-                sums[r][n] = unsafe { s.load(from.as_ptr().add(n * S::LANES)) };
+                *sum = unsafe { s.load(from.as_ptr().add(n * S::LANES)) };
             }
         }
         for j in rows {
@@ -431,17 +464,17 @@ impl<S: Simd> Block<'_, S> {
             for n in 0..N {
                 // SAFETY: `values` has `N · LANES` elements.
                 let value = unsafe { s.load(values.as_ptr().add(n * S::LANES)) };
-                for r in 0..R {
+                for (r, sums) in sums.iter_mut().enumerate() {
                     let weight = s.splat(self.scores[(first + r) * PARTITION + j]);
-                    sums[r][n] = s.mul_add(weight, value, sums[r][n]);
+                    sums[n] = s.mul_add(weight, value, sums[n]);
                 }
             }
         }
-        for r in 0..R {
+        for (r, sums) in sums.iter().enumerate() {
             let to = &mut out[(first + r) * head_dim + column..][..width];
-            for n in 0..N {
+            for (n, &sum) in sums.iter().enumerate() {
                 // SAFETY: `to` has `N · LANES` elements.
-                unsafe { s.store(to.as_mut_ptr().add(n * S::LANES), sums[r][n]) };
+                unsafe { s.store(to.as_mut_ptr().add(n * S::LANES), sum) };
             }
         }
         width
@@ -460,23 +493,23 @@ impl<S: Simd> Block<'_, S> {
         let head_dim = self.attention.args.head_dim;
         let width = head_dim - column;
         let mut sums = [s.splat(0.0); R];
-        for r in 0..R {
+        for (r, sum) in sums.iter_mut().enumerate() {
             let from = &out[(first + r) * head_dim + column..][..width];
             // SAFETY: `from` has `width < LANES` elements.
-            sums[r] = unsafe { s.load_partial(from.as_ptr(), width) };
+            *sum = unsafe { s.load_partial(from.as_ptr(), width) };
         }
         for j in rows {
             let values = &self.attention.values[self.rows[j] + column..][..width];
             // SAFETY: `values` has `width < LANES` elements.
             let value = unsafe { s.load_partial(values.as_ptr(), width) };
-            for r in 0..R {
+            for (r, sum) in sums.iter_mut().enumerate() {
                 let weight = s.splat(self.scores[(first + r) * PARTITION + j]);
-                sums[r] = s.mul_add(weight, value, sums[r]);
+                *sum = s.mul_add(weight, value, *sum);
             }
         }
-        for r in 0..R {
+        for (r, &sum) in sums.iter().enumerate() {
             let to = &mut out[(first + r) * head_dim + column..][..width];
-            math::store_partial(s, to, sums[r]);
+            math::store_partial(s, to, sum);
         }
         width
     }
@@ -507,8 +540,8 @@ impl Kernel for Merge<'_> {
                 continue;
             }
             let max = self.total.max[i].max(self.part.max[i]);
-            let mut factors = [self.total.max[i] - max, self.part.max[i] - max];
-            math::map_in_place(s, &mut factors, |x| math::exp(s, x));
+            let mut factors = [self.total.max[i], self.part.max[i]];
+            math::map_in_place(s, &mut factors, ExpMinus(max));
             let [keep, add] = factors;
             self.total.max[i] = max;
             self.total.sum[i] = self.total.sum[i] * keep + self.part.sum[i] * add;
