@@ -164,6 +164,7 @@ impl Attention<'_> {
     fn tiles(&self) -> Vec<Tile> {
         let group = self.group();
         let starts = &self.input.query_starts;
+        assert!(starts.is_sorted(), "paged_attention: the batch's query starts do not ascend");
         let mut tiles = Vec::new();
         for sequence in 0..self.input.num_sequences() {
             let queries = (starts[sequence + 1] - starts[sequence]) as usize * group;
