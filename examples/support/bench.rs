@@ -87,9 +87,9 @@ fn show_progress() -> impl FnMut(Stage) {
         Stage::Note(line) => eprintln!("{line}"),
         Stage::Failed(line) => eprintln!("not measured: {line}"),
         Stage::Bytes { name, done, total } => {
-            bar.set_message(name);
             bar.set_length(total);
             bar.set_position(done);
+            bar.set_message(name);
             if done >= total {
                 bar.finish_and_clear();
                 bar.reset();

@@ -17,8 +17,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 pub const DEFAULT_MODEL: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/models/stories260K");
 
-pub use output::write_whole;
-
 /// An error is whatever has one line for people.
 pub type Failure = Box<dyn std::error::Error>;
 
@@ -106,9 +104,9 @@ fn progress_bar() -> impl FnMut(Progress) + Send + 'static {
             }
             _ => return,
         };
-        bar.set_message(message);
         bar.set_length(total);
         bar.set_position(done);
+        bar.set_message(message);
         if done >= total {
             bar.reset();
         }

@@ -157,7 +157,7 @@ impl Model {
                 Ok(Self { name: shape.name.to_owned(), path, random: Some(random) })
             }
             Source::Model(model) => {
-                let path = resolve_model(model, &mut |file, done, total| {
+                let path = resolve_model(model, &mut |file: &str, done, total| {
                     progress(Stage::Bytes { name: file.to_owned(), done, total });
                 })?;
                 ModelConfig::load(&path)?;
