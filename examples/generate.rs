@@ -6,9 +6,9 @@ mod support;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, builder::NonEmptyStringValueParser};
 use engine::{Prompt, Request};
-use support::{Failure, ModelOptions, TokenList, sampling::SamplingOptions};
+use support::{Failure, ModelOptions, TokenList, output::print_line, sampling::SamplingOptions};
 
 #[derive(Parser)]
 #[command(about = "Continues given tokens or a text")]
@@ -19,7 +19,7 @@ struct Options {
     #[arg(long, required_unless_present = "prompt", conflicts_with = "prompt")]
     tokens: Option<TokenList>,
     /// Text to continue
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     prompt: Option<String>,
     /// New tokens at most
     #[arg(long, default_value_t = 32)]
@@ -41,8 +41,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
-    support::run(|| generate(options))
+    support::run(generate)
 }
 
 fn generate(options: Options) -> Result<(), Failure> {
@@ -61,12 +60,12 @@ fn generate(options: Options) -> Result<(), Failure> {
     let completion = engine.generate(request)?;
     for choice in &completion.choices {
         if options.json {
-            println!("{}", serde_json::json!({ "tokens": choice.tokens }));
+            print_line(&serde_json::json!({ "tokens": choice.tokens }).to_string())?;
         } else if engine.info().tokenizer.is_some() {
-            println!("{}", choice.text);
+            print_line(&choice.text)?;
         } else {
             let ids: Vec<_> = choice.tokens.iter().map(u32::to_string).collect();
-            println!("{}", ids.join(","));
+            print_line(&ids.join(","))?;
         }
     }
     Ok(())

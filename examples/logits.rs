@@ -9,7 +9,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Parser;
 use engine::{PromptReport, Request};
 use safetensors::{Dtype, tensor::TensorView};
-use support::{Failure, ModelOptions, TokenList, write_whole};
+use support::{Failure, ModelOptions, TokenList, output::WholeFile};
 
 #[derive(Parser)]
 #[command(about = "Writes the logits of given tokens to a safetensors file")]
@@ -25,11 +25,11 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
-    support::run(|| write_logits(&options))
+    support::run(|options| write_logits(&options))
 }
 
 fn write_logits(options: &Options) -> Result<(), Failure> {
+    let file = WholeFile::create(&options.output)?;
     let engine = options.model.load()?;
     let request =
         Request::tokens(options.tokens.0.clone()).max_tokens(0).prompt_report(PromptReport::Logits);
@@ -37,7 +37,7 @@ fn write_logits(options: &Options) -> Result<(), Failure> {
     let shape = vec![output.tokens.len(), engine.info().config.vocab_size];
     let bytes: Vec<u8> = output.logits.iter().flat_map(|logit| logit.to_le_bytes()).collect();
     let view = TensorView::new(Dtype::F32, shape.clone(), &bytes)?;
-    write_whole(&options.output, &safetensors::serialize([("logits", view)], None)?)?;
+    file.write(&safetensors::serialize([("logits", view)], None)?)?;
     eprintln!("wrote logits {shape:?} to {}", options.output.display());
     Ok(())
 }

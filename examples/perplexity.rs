@@ -9,7 +9,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Parser;
 use engine_bench::perplexity::{Method, perplexity};
 use indicatif::ProgressBar;
-use support::{Failure, ModelOptions};
+use support::{Failure, ModelOptions, output::print_line};
 
 #[derive(Parser)]
 #[command(about = "How well a model predicts a text")]
@@ -28,8 +28,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
-    support::run(|| score(&options))
+    support::run(|options| score(&options))
 }
 
 fn score(options: &Options) -> Result<(), Failure> {
@@ -43,16 +42,16 @@ fn score(options: &Options) -> Result<(), Failure> {
     })?;
     bar.finish_and_clear();
     if options.json {
-        println!("{}", serde_json::to_string(&result)?);
+        print_line(&serde_json::to_string(&result)?)?;
     } else {
-        println!(
+        print_line(&format!(
             "perplexity {:.4} ({:.6} nats a token over {} tokens, {}), weights {} bytes",
             result.perplexity,
             result.mean_nll,
             result.scored_tokens,
             options.method,
             result.weight_bytes,
-        );
+        ))?;
     }
     Ok(())
 }

@@ -72,11 +72,12 @@ def inspect(config, model):
     embed = model.model.embed_tokens
     activation = getattr(mlp, "act_fn", None) or mlp.activation_fn
     eos = config.eos_token_id
-    uniform = config.sliding_window if type(layers[0].self_attn).__name__[:4] in ("Mist", "Phi3") else None
+    uniform = config.sliding_window if config.model_type in ("mistral", "phi3") else None
     windows = [getattr(layer.self_attn, "sliding_window", None) or uniform for layer in layers]
     parameters = config.rope_parameters
     nested = "full_attention" in parameters
-    ropes = [parameters["full_attention"], parameters["sliding_attention"]] if nested else [parameters]
+    kinds = ("full_attention", "sliding_attention")
+    ropes = [parameters[kind] for kind in kinds] if nested else [parameters]
     return {
         "hidden_size": config.hidden_size,
         "num_heads": config.num_attention_heads,
@@ -118,7 +119,8 @@ def main(path):
         config = model_class.config_class(**copy.deepcopy(keys), pad_token_id=0)
         with torch.device("meta"):
             model = model_class(config)
-        cases.append({"config": {"architectures": [name], **keys}, "expected": inspect(config, model)})
+        keys = {"architectures": [name], **keys}
+        cases.append({"config": keys, "expected": inspect(config, model)})
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
     made = "scripts/make_config_fixture.py"
     with open(path, "w") as file:

@@ -47,7 +47,7 @@ def ramp(count, first, step):
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = {"rope_type": "yarn", "factor": 4.0}
 LONG = {"type": "longrope", "short_factor": ramp(16, 1.0, 0.05), "long_factor": ramp(16, 1.5, 2.5)}
-LONG24 = {"type": "longrope", "short_factor": ramp(12, 1.0, 0.05), "long_factor": ramp(12, 1.5, 2.5)}
+LONG24 = {**LONG, "short_factor": ramp(12, 1.0, 0.05), "long_factor": ramp(12, 1.5, 2.5)}
 
 CASES = [
     llama("default", None),
@@ -177,8 +177,11 @@ def main(path):
     cases = []
     for name, config, lengths in CASES:
         config_class, rope_class = CLASSES[config["architectures"][0]]
-        read = config_class(**{k: v for k, v in copy.deepcopy(config).items() if k != "architectures"})
-        types = ["full_attention", "sliding_attention"] if "Gemma3" in rope_class.__name__ else [None]
+        keys = copy.deepcopy(config)
+        del keys["architectures"]
+        read = config_class(**keys)
+        local = rope_class is Gemma3RotaryEmbedding
+        types = ["full_attention", "sliding_attention"] if local else [None]
         ropes = []
         for layer_type in types:
             # A new embedding per length: transformers' own state depends on earlier lengths.

@@ -1,4 +1,5 @@
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::{task::Poll, time::Duration};
 
 use crate::engine::Command;
 use crate::step::RequestId;
@@ -29,6 +30,26 @@ pub struct Generation {
 }
 
 impl Generation {
+    /// Waits for the next event, but no longer than `timeout`: for callers that must also look
+    /// elsewhere, as for a key that stops the reply.
+    pub fn poll_next(&mut self, timeout: Duration) -> Poll<Option<Result<Event, GenerateError>>> {
+        if self.done {
+            return Poll::Ready(None);
+        }
+        match self.events.recv_timeout(timeout) {
+            Ok(event) => Poll::Ready(Some(self.pass_on(event))),
+            Err(RecvTimeoutError::Timeout) => Poll::Pending,
+            Err(RecvTimeoutError::Disconnected) => {
+                Poll::Ready(Some(self.pass_on(Err(GenerateError::EngineStopped))))
+            }
+        }
+    }
+
+    fn pass_on(&mut self, event: Result<Event, GenerateError>) -> Result<Event, GenerateError> {
+        self.done = matches!(event, Ok(Event::Done(_)) | Err(_));
+        event
+    }
+
     /// Waits for the end.
     ///
     /// # Errors
@@ -50,8 +71,7 @@ impl Iterator for Generation {
             return None;
         }
         let event = self.events.recv().unwrap_or(Err(GenerateError::EngineStopped));
-        self.done = matches!(event, Ok(Event::Done(_)) | Err(_));
-        Some(event)
+        Some(self.pass_on(event))
     }
 }
 

@@ -31,6 +31,7 @@ mod generation;
 mod hub;
 mod info;
 mod memory;
+mod rates;
 mod request;
 mod runner;
 mod step;
@@ -45,6 +46,7 @@ pub use generation::Generation;
 pub use hub::{DownloadProgress, Hub, HubError, resolve_model};
 pub use info::EngineInfo;
 pub use memory::MemoryPlan;
+pub use rates::DeviceRates;
 pub use request::{
     Choice, Completion, Event, FinishReason, Prompt, PromptOutput, PromptReport, Request, Usage,
 };

@@ -1,4 +1,5 @@
 //! Chat templates of real models against recorded prompts, and templates that mean harm.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -226,6 +227,7 @@ fn hostile_templates_come_to_an_end() {
         "{% include 'chat_template' %}".to_owned(),
         "{% extends 'chat_template' %}".to_owned(),
         "{{ '%9999999999d' | format(1) }}".to_owned(),
+        "{{ '{:>9999999999}'.format(1) }}".to_owned(),
         "{{ [1, 2] | tojson(indent=99999999999) }}".to_owned(),
     ];
     for source in hostile {

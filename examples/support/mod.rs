@@ -3,11 +3,13 @@
 
 #![allow(dead_code, reason = "each example uses its part")]
 
+pub mod bench;
+pub mod output;
 pub mod sampling;
 
 use std::{fmt::Display, process::ExitCode};
 
-use clap::Args;
+use clap::{Args, Parser};
 use engine::{Device, Engine, EngineBuilder, Progress};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -102,19 +104,24 @@ fn progress_bar() -> impl FnMut(Progress) + Send + 'static {
             }
             _ => return,
         };
-        bar.set_message(message);
         bar.set_length(total);
         bar.set_position(done);
+        bar.set_message(message);
         if done >= total {
             bar.reset();
         }
     }
 }
 
-/// Runs an example: its error in one line on stderr, exit code 2.
-pub fn run(main: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
-    match main() {
+/// Runs an example: its error, or that of its command line, in one line on stderr, exit code 2.
+pub fn run<Options: Parser>(main: impl FnOnce(Options) -> Result<(), Failure>) -> ExitCode {
+    let options = match Options::try_parse() {
+        Ok(options) => options,
+        Err(error) => return usage(&error),
+    };
+    match main(options) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if output::is_closed_pipe(error.as_ref()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }
 }
@@ -124,6 +131,19 @@ pub fn fail(error: &dyn Display) -> ExitCode {
     let line = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
     eprintln!("error: {line}");
     ExitCode::from(2)
+}
+
+/// What the command line gets for an answer: help as it is, an error in one line.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // A closed pipe is no reason to complain about help.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.to_string();
+    let what = text.split("\n\n").next().unwrap_or_default();
+    let what = what.strip_prefix("error: ").unwrap_or(what).trim();
+    fail(&format_args!("{what}; --help lists the options"))
 }
 
 /// Token ids as they are written on a command line: `1,403,407`.
@@ -141,17 +161,4 @@ impl std::str::FromStr for TokenList {
         };
         text.split(',').map(id).collect::<Result<_, _>>().map(Self)
     }
-}
-
-/// Writes a file whole or not at all.
-pub fn write_whole(path: &std::path::Path, bytes: &[u8]) -> Result<(), Failure> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let folder = parent.unwrap_or_else(|| std::path::Path::new("."));
-    let write = || {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        std::io::Write::write_all(&mut file, bytes)?;
-        file.persist(path).map_err(|error| error.error)
-    };
-    write().map_err(|error| format!("cannot write {}: {error}", path.display()))?;
-    Ok(())
 }

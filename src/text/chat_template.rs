@@ -5,9 +5,10 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
+use minijinja::formatting::{FormatStyle, format};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value, ValueKind};
-use minijinja::{Environment, ErrorKind};
+use minijinja::value::{Kwargs, Rest, Serde, Value, ValueKind};
+use minijinja::{Environment, ErrorKind, State};
 use serde_json::Map;
 
 use super::message::Message;
@@ -123,6 +124,7 @@ impl ChatTemplate {
     const STACK_BYTES: usize = 256 << 20;
     /// Nesting that `tojson` follows.
     const MAX_JSON_DEPTH: usize = 100;
+    const MAX_JSON_INDENT: usize = 16;
     /// A prompt longer than this many bytes per byte of input is not one.
     const MAX_GROWTH: usize = 16;
     const BASE_PROMPT_BYTES: usize = 1 << 20;
@@ -218,7 +220,8 @@ fn environment<'source>(fuel: u64) -> Result<Environment<'source>, minijinja::Er
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_fuel(Some(fuel));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(python_method);
+    environment.add_filter("format", format_filter);
     environment.add_filter("tojson", to_json);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
@@ -227,6 +230,33 @@ fn environment<'source>(fuel: u64) -> Result<Environment<'source>, minijinja::Er
 
 fn invalid(message: impl Into<String>) -> minijinja::Error {
     minijinja::Error::new(ErrorKind::InvalidOperation, message.into())
+}
+
+/// Python's methods.
+fn python_method(
+    state: &mut State,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> Result<Value, minijinja::Error> {
+    if method == "format" {
+        check_widths(value.as_str().unwrap_or_default())?;
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+}
+
+fn format_filter(text: &str, args: Rest<Value>) -> Result<String, minijinja::Error> {
+    check_widths(text)?;
+    format(FormatStyle::Printf, text, &args)
+}
+
+/// A width of many digits would allocate that much.
+fn check_widths(text: &str) -> Result<(), minijinja::Error> {
+    let longest = text.split(|c: char| !c.is_ascii_digit()).map(str::len).max();
+    if longest > Some(4) || text.contains('*') {
+        return Err(invalid("format: the width is absurd"));
+    }
+    Ok(())
 }
 
 fn raise_exception(message: &Value) -> Result<Value, minijinja::Error> {
@@ -271,7 +301,11 @@ fn to_json(
     check_depth(value, ChatTemplate::MAX_JSON_DEPTH)?;
     let json = serde_json::to_value(value).map_err(|error| invalid(format!("tojson: {error}")))?;
     let named: Option<usize> = kwargs.get("indent")?;
-    let mut style = JsonStyle::new(indent.or(named));
+    let indent = indent.or(named);
+    if indent.is_some_and(|spaces| spaces > ChatTemplate::MAX_JSON_INDENT) {
+        return Err(invalid("tojson: the indentation is absurd"));
+    }
+    let mut style = JsonStyle::new(indent);
     style.ensure_ascii = kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
     style.sort_keys = kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     if let Some(separators) = kwargs.get::<Option<Value>>("separators")?

@@ -109,7 +109,7 @@ impl Spaced {
 /// `<0xE4>` is the byte 0xE4.
 fn fallback_byte(piece: &str) -> Option<u8> {
     let digits = piece.strip_prefix("<0x")?.strip_suffix('>')?;
-    if digits.len() != 2 {
+    if digits.len() != 2 || digits.starts_with('+') {
         return None;
     }
     u8::from_str_radix(digits, 16).ok()

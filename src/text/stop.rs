@@ -215,10 +215,13 @@ mod tests {
         ) {
             let mut matcher = StopMatcher::new(stops.clone(), false).unwrap();
             let step = matcher.push(&text);
-            prop_assume!(step.matched.is_none());
+            if step.matched.is_some() {
+                return Ok(());
+            }
             let begins = |end: &str| stops.iter().any(|stop| stop.starts_with(end));
             let held = (0..=text.len()).map(|at| &text[at..]).find(|end| begins(end));
-            prop_assert_eq!(Some(matcher.finish().as_str()), held);
+            let finished = matcher.finish();
+            prop_assert_eq!(Some(finished.as_str()), held);
         }
     }
 }

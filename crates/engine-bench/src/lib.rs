@@ -1,7 +1,38 @@
 //! Measures an engine: how fast it is, and how well its model predicts.
 //!
 //! * [`perplexity`]: how well a model predicts a text.
+//! * [`run`]: the table of a [`Plan`]: for each model, format and batch how long the first token
+//!   takes, how many follow in a second, and how much of what the machine can do that is.
+//! * [`Machine`]: what the machine is and can do, measured before anything else.
+//! * [`Shape`] and [`RandomModel`]: random weights in the shape of a real model, for measuring
+//!   without a download.
+//!
+//! ```no_run
+//! use engine_bench::{Plan, Shape, Source, run};
+//! let shape = Shape::named("tinyllama-1.1b")?;
+//! let plan = Plan { prompt_lens: vec![512], ..Plan::new(vec![Source::Shape(shape)]) };
+//! let report = run(&plan, &mut |stage| eprintln!("{stage:?}"))?;
+//! println!("{}", report.markdown());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 #![forbid(unsafe_code)]
 
+mod bandwidth;
+mod error;
+mod machine;
+mod measure;
 pub mod perplexity;
+mod plan;
+mod random_model;
+mod report;
+mod shape;
+mod splitmix;
+
+pub use bandwidth::read_bandwidth;
+pub use error::BenchError;
+pub use machine::Machine;
+pub use plan::{Plan, Source, Stage, run};
+pub use random_model::RandomModel;
+pub use report::{Report, Row, Spread};
+pub use shape::{Shape, ShapeFamily};

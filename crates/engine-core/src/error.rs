@@ -65,7 +65,8 @@ pub enum LoadError {
     Weight(#[from] engine_quant::QuantError),
     /// A directory without weights in a format that can be read.
     #[error(
-        "{} has neither model.safetensors nor model.safetensors.index.json, found {found}; {advice}",
+        "{} has neither model.safetensors nor model.safetensors.index.json, \
+         found {found}; {advice}",
         dir.display()
     )]
     NoWeights {

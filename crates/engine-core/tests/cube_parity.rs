@@ -349,23 +349,27 @@ fn a_padded_cache_is_used_in_place() {
     let batch = ForwardBatch::upload(world.input.clone(), &gpu);
     let padded = tensor::<Gpu, 2>(&numbers(8, world.slots * pitch), [world.slots, pitch], &gpu);
     // The same memory, the last columns of each row left out: what CUDA's row alignment makes.
-    let view = || {
-        let mut primitive = padded.clone().into_primitive().tensor();
-        primitive.meta.shape_mut()[1] = row_len;
+    let narrow = |matrix: &Tensor<Gpu, 2>, columns| {
+        let mut primitive = matrix.clone().into_primitive().tensor();
+        primitive.meta.shape_mut()[1] = columns;
         Tensor::<Gpu, 2>::from_primitive(TensorPrimitive::Float(primitive))
     };
+    let view = || narrow(&padded, row_len);
     let values = world.kv(row_len, &gpu).values;
     // A copy with rows of its own, written first: `view` shares its memory with `padded`.
     let keys = tensor(&floats(view()), [world.slots, row_len], &gpu);
     let mut tight = LayerKv { keys, values: values.clone() };
     let mut loose = LayerKv { keys: view(), values: values.mul_scalar(1.0) };
-    let cos_sin = tensor(&numbers(13, tokens * head_dim), [tokens, head_dim], &gpu);
+    let angles = tensor::<Gpu, 2>(&numbers(13, tokens * 9), [tokens, 9], &gpu);
+    let loose_angles = narrow(&angles, head_dim);
+    let tight_angles = tensor(&floats(loose_angles.clone()), [tokens, head_dim], &gpu);
     let args =
-        RopeArgs { heads, kv_heads, head_dim, rotary_dim: head_dim, cos_sin: &cos_sin, norm: None };
+        |cos_sin| RopeArgs { heads, kv_heads, head_dim, rotary_dim: head_dim, cos_sin, norm: None };
     let columns = (heads + 2 * kv_heads) * head_dim;
     let qkv = tensor::<Gpu, 2>(&numbers(14, tokens * columns), [tokens, columns], &gpu);
-    let q = rope_kv_write(qkv.clone(), &args, &batch, &mut tight);
-    rope_kv_write(qkv, &args, &batch, &mut loose);
+    let q = rope_kv_write(qkv.clone(), &args(&tight_angles), &batch, &mut tight);
+    let loose_q = rope_kv_write(qkv, &args(&loose_angles), &batch, &mut loose);
+    assert!(floats(loose_q) == floats(q.clone()), "the queries differ");
     assert!(floats(view()) == floats(tight.keys.clone()), "the keys went elsewhere");
     assert!(floats(loose.values.clone()) == floats(tight.values.clone()), "the values differ");
     let kept = floats(padded.clone().slice([0..world.slots, row_len..pitch]));

@@ -1,6 +1,7 @@
 //! Paged attention on the CPU backend: against its composed reference, and the bits that must not
 //! change with batches, chunks, blocks or threads.
 #![cfg(feature = "flex")]
+#![allow(clippy::unwrap_used)]
 
 use burn_flex::{Flex, FlexDevice};
 use burn_tensor::{DType, Tensor, TensorData};
@@ -162,7 +163,7 @@ fn a_window_hides_what_lies_before_it_even_if_it_is_nan() {
         let slot = world.batch.input.slot(0, position);
         let nan = Tensor::full([1, 16], f32::NAN, &FlexDevice);
         for cache in [&mut world.kv.keys, &mut world.kv.values] {
-            cache.inplace(|cache| cache.slice_assign([slot..slot + 1], nan.clone()));
+            cache.inplace(|cache| cache.slice_assign(slot..slot + 1, nan.clone()));
         }
     }
     let found = paged_attention(world.q, &world.kv, &world.batch, &args);
@@ -177,7 +178,7 @@ fn a_nan_spoils_the_positions_from_its_own_on_and_no_earlier_ones() {
     let mut world = world(&sequences, &args, 4, 5);
     let slot = world.batch.input.slot(0, 20);
     let nan = Tensor::full([1, 16], f32::NAN, &FlexDevice);
-    world.kv.values.inplace(|cache| cache.slice_assign([slot..slot + 1], nan));
+    world.kv.values.inplace(|cache| cache.slice_assign(slot..slot + 1, nan));
     let found = paged_attention(world.q, &world.kv, &world.batch, &args);
     let found: Vec<f32> = found.into_data().to_vec().unwrap();
     assert_eq!(bits(&found[..20 * 32]), bits(&expected[..20 * 32]));

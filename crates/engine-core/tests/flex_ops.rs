@@ -1,5 +1,6 @@
 //! The CPU backend's row operations against their composed references.
 #![cfg(feature = "flex")]
+#![allow(clippy::unwrap_used)]
 
 use burn_flex::{Flex, FlexDevice};
 use burn_tensor::{DType, Int, Tensor, TensorData};
@@ -325,8 +326,8 @@ proptest! {
         for op in ops {
             let (whole_x, whole_weight) = (x.clone(), weight.clone());
             let whole = in_pool(threads, move || bits(op(whole_x, &whole_weight)));
-            let mut parts = bits(op(x.clone().slice([0..cut]), &weight));
-            parts.extend(bits(op(x.clone().slice([cut..rows]), &weight)));
+            let mut parts = bits(op(x.clone().slice(0..cut), &weight));
+            parts.extend(bits(op(x.clone().slice(cut..rows), &weight)));
             prop_assert_eq!(&whole, &parts);
         }
     }
@@ -343,7 +344,7 @@ proptest! {
         let (whole, all) = (logits.clone(), choices.clone());
         let together = in_pool(threads, move || tokens_of(choose_tokens(whole, &all)));
         for row in 0..rows {
-            let alone = choose_tokens(logits.clone().slice([row..row + 1]), &choices[row..=row]);
+            let alone = choose_tokens(logits.clone().slice(row..row + 1), &choices[row..=row]);
             prop_assert_eq!(tokens_of(alone), &together[row..=row]);
         }
     }

@@ -12,6 +12,7 @@ struct Link {
 /// The free blocks in the order in which they will be taken: a doubly linked list over block ids,
 /// so that a prefix hit can take a block out of the middle.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(crate) struct FreeList {
     links: Vec<Link>,
     first: u32,

@@ -2,6 +2,7 @@ use crate::{BlockId, HostBlockId, OutOfBlocks};
 
 /// The swap space in host memory: which of its blocks are taken.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct HostPool {
     free: Vec<HostBlockId>,
     taken: Vec<bool>,
@@ -9,6 +10,7 @@ pub struct HostPool {
 
 /// A sequence whose keys and values lie in host memory.
 #[derive(Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Clone))]
 pub struct SwappedTable {
     pub(crate) blocks: Vec<HostBlockId>,
     pub(crate) len: usize,

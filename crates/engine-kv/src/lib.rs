@@ -15,6 +15,8 @@ mod pool;
 mod prefix;
 mod statistics;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use block::{BlockId, HostBlockId, slot};
 pub use check::InvariantError;

@@ -52,6 +52,7 @@ pub(crate) struct Block {
 /// # Ok::<(), engine_kv::OutOfBlocks>(())
 /// ```
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct BlockPool {
     pub(crate) blocks: Vec<Block>,
     pub(crate) block_size: usize,
@@ -175,9 +176,8 @@ impl BlockPool {
     /// # Panics
     /// If `len` goes beyond what was reserved or `tokens` is shorter than `len`.
     pub fn commit(&mut self, table: &mut PageTable, len: usize, tokens: &[u32]) {
-        assert!(len <= table.reserved, "commit: {len} positions, {} reserved", table.reserved);
         assert!(tokens.len() >= len, "commit: {len} positions, {} tokens", tokens.len());
-        table.len = table.len.max(len);
+        self.commit_private(table, len);
         if !self.prefix_caching {
             return;
         }
@@ -194,6 +194,15 @@ impl BlockPool {
                 self.blocks[block.index()].node = Some(node);
             }
         }
+    }
+
+    /// Like [`Self::commit`] for keys that nobody else can use: nothing becomes shareable now.
+    ///
+    /// # Panics
+    /// If `len` goes beyond what was reserved.
+    pub fn commit_private(&mut self, table: &mut PageTable, len: usize) {
+        assert!(len <= table.reserved, "commit: {len} positions, {} reserved", table.reserved);
+        table.len = table.len.max(len);
     }
 
     fn move_tip(&mut self, table: &mut PageTable, tip: Option<NodeId>) {

@@ -18,6 +18,7 @@ pub(crate) struct NodeId(pub(crate) u32);
 
 /// One block's worth of tokens after everything that its ancestors say.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(crate) struct Node {
     /// `None` for the empty prefix of a namespace.
     pub(crate) parent: Option<NodeId>,
@@ -40,6 +41,7 @@ pub(crate) struct Node {
 /// hash function does. A node stays while a block, a child or a page table needs it, so evicting a
 /// block does not cut its descendants off.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(crate) struct PrefixTree {
     nodes: Vec<Option<Node>>,
     vacant: Vec<NodeId>,

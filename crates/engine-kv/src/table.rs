@@ -7,6 +7,7 @@ use crate::{BlockId, BlockPool, Namespace};
 /// [`BlockPool::release`]; one that is merely dropped keeps its blocks for ever, which
 /// [`BlockPool::check`] reports.
 #[derive(Debug, Default, PartialEq, Eq)]
+#[cfg_attr(test, derive(Clone))]
 pub struct PageTable {
     pub(crate) namespace: Namespace,
     pub(crate) blocks: Vec<BlockId>,

@@ -1,6 +1,7 @@
 //! Dense products on the CPU backend against their composed references, and which bits stay the
 //! same whatever runs beside a row.
 #![cfg(feature = "flex")]
+#![allow(clippy::unwrap_used)]
 
 use burn_flex::{Flex, FlexDevice};
 use burn_tensor::{DType, Int, Tensor, TensorData};
@@ -102,7 +103,7 @@ fn views_are_read_as_what_they_show() {
             bits(Flex::dense_linear(copy, &turned_copy))
         );
         // A slice of rows is a view with an offset.
-        let rows = weight.slice([3..9]);
+        let rows = weight.slice(3..9);
         let rows_copy = Flex::dense_upload(rows.to_data(), &FlexDevice);
         let x = matrix(2, 30, 2);
         assert_eq!(
@@ -147,10 +148,10 @@ proptest! {
         let x = matrix(rows, width, rows * out);
         let (whole_x, whole_weight) = (x.clone(), weight.clone());
         let whole = in_pool(threads, move || bits(Flex::dense_linear(whole_x, &whole_weight)));
-        let mut parts = bits(Flex::dense_linear(x.clone().slice([0..cut]), &weight));
-        parts.extend(bits(Flex::dense_linear(x.clone().slice([cut..rows]), &weight)));
+        let mut parts = bits(Flex::dense_linear(x.clone().slice(0..cut), &weight));
+        parts.extend(bits(Flex::dense_linear(x.clone().slice(cut..rows), &weight)));
         prop_assert_eq!(&whole, &parts);
-        let last = bits(Flex::dense_linear(x.slice([rows - 1..rows]), &weight));
+        let last = bits(Flex::dense_linear(x.slice(rows - 1..rows), &weight));
         prop_assert_eq!(&whole[(rows - 1) * out..], &last[..]);
     }
 }

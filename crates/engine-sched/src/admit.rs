@@ -2,6 +2,10 @@ use crate::scheduler::InFlight;
 use crate::sequence::{Rank, Sequence};
 use crate::{ScheduledBatch, Scheduler, SequenceId};
 
+/// Prompts that are computed side by side when one step cannot hold them: a few, so that a short one
+/// need not wait for a long one, and no more, so that each is done soon.
+const MAX_PROMPTS: usize = 4;
+
 /// What sequences will soon need beyond what they hold.
 #[derive(Debug, Clone, Copy, Default)]
 struct Demand {
@@ -11,13 +15,16 @@ struct Demand {
     blocks: usize,
     /// Places among `max_sequences`.
     places: usize,
+    /// Sequences with more than one token to compute.
+    prompts: usize,
 }
 
 impl Demand {
     fn add(&mut self, other: Demand) {
-        self.tokens += other.tokens;
-        self.blocks += other.blocks;
-        self.places += other.places;
+        self.tokens = self.tokens.saturating_add(other.tokens);
+        self.blocks = self.blocks.saturating_add(other.blocks);
+        self.places = self.places.saturating_add(other.places);
+        self.prompts += other.prompts;
     }
 }
 
@@ -29,17 +36,21 @@ impl Scheduler {
             return;
         }
         let mut demand = self.running_demand();
+        let mut last = self.last_running();
         while let Some(id) = self.waiting.head(self.now, self.config.max_wait) {
             let Some(rank) = self.rank(id) else { return };
-            let victim = self.outclassed_by(rank);
-            if demand.tokens >= self.config.max_batched_tokens && victim.is_none() {
+            let victim = last.filter(|&(last, _)| rank.outclasses(last));
+            let full = demand.tokens >= self.config.max_batched_tokens;
+            if full && demand.prompts >= MAX_PROMPTS && victim.is_none() {
                 return;
             }
             if self.fits(id, demand) {
                 demand.add(self.admit_sequence(id));
-            } else if let Some(victim) = victim {
+                last = last.max(Some((rank, id)));
+            } else if let Some((_, victim)) = victim {
                 self.preempt(victim, batch, flight);
                 demand = self.running_demand();
+                last = self.last_running();
             } else {
                 return;
             }
@@ -77,6 +88,7 @@ impl Scheduler {
             tokens: sequence.remaining(),
             blocks: self.blocks_to_catch_up(sequence).saturating_sub(held) + samples,
             places: samples,
+            prompts: usize::from(sequence.remaining() > 1),
         }
     }
 
@@ -86,7 +98,7 @@ impl Scheduler {
         match self.config.window {
             Some(window) => {
                 let held = window.saturating_add(self.config.max_batched_tokens);
-                whole.min(self.pool.blocks_for(held) + 1)
+                whole.min(self.pool.blocks_for(held).saturating_add(1))
             }
             None => whole,
         }
@@ -100,10 +112,10 @@ impl Scheduler {
             return true;
         }
         let own = self.demand(sequence);
-        if running.places + own.places > self.config.max_sequences {
+        if running.places.saturating_add(own.places) > self.config.max_sequences {
             return false;
         }
-        let needed = running.blocks + own.blocks;
+        let needed = running.blocks.saturating_add(own.blocks);
         let missing = needed.saturating_sub(self.pool.num_free());
         if missing == 0 || sequence.swapped.is_some() || !self.config.prefix_caching {
             return missing == 0;
@@ -113,10 +125,7 @@ impl Scheduler {
         found.blocks - found.free_blocks >= missing
     }
 
-    /// The last in rank of the running sequences if `rank` outclasses it.
-    fn outclassed_by(&self, rank: Rank) -> Option<SequenceId> {
-        let ranks = self.running.iter().filter_map(|&id| Some((self.rank(id)?, id)));
-        let (last, victim) = ranks.max()?;
-        rank.outclasses(last).then_some(victim)
+    fn last_running(&self) -> Option<(Rank, SequenceId)> {
+        self.running.iter().filter_map(|&id| Some((self.rank(id)?, id))).max()
     }
 }

@@ -1,6 +1,7 @@
 use engine_kv::{InvariantError, PageTable, SwappedTable};
 use thiserror::Error;
 
+use crate::sequence::Sequence;
 use crate::{Scheduler, SequenceId};
 
 /// An invariant of the scheduler that does not hold: a bug, never the caller's input.
@@ -20,10 +21,10 @@ pub enum CheckError {
         /// How often it is listed as running.
         running: usize,
     },
-    /// A list names sequences that do not exist.
+    /// A list names sequences that do not exist, or misses some that do.
     #[error("{listed} sequences are listed and {known} exist")]
     Unknown {
-        /// Sequences listed as waiting or running.
+        /// Sequences listed.
         listed: usize,
         /// Sequences that exist.
         known: usize,
@@ -67,6 +68,25 @@ impl Scheduler {
             let max_sequences = self.config.max_sequences;
             return Err(CheckError::Sequences { running: places, max_sequences });
         }
+        let with_deadline = |s: &&Box<Sequence>| s.terms.deadline.is_some();
+        let watched = self.sequences.values().filter(with_deadline).count();
+        if watched != self.deadlines.len() {
+            return Err(CheckError::Unknown { listed: self.deadlines.len(), known: watched });
+        }
+        let mut parted = 0;
+        for (terms, live) in self.forked.values() {
+            let samples = (0..terms.num_samples).map(|index| terms.sample_id(index));
+            let exist = samples.filter(|id| self.sequences.contains_key(id)).count();
+            if exist != *live || exist == 0 {
+                return Err(CheckError::Unknown { listed: *live, known: exist });
+            }
+            parted += exist;
+        }
+        let is_sample = |s: &&Box<Sequence>| s.terms.num_samples > 1 && s.sample_index.is_some();
+        let samples = self.sequences.values().filter(is_sample).count();
+        if samples != parted {
+            return Err(CheckError::Unknown { listed: parted, known: samples });
+        }
         self.sequences.keys().try_for_each(|&id| self.check_sequence(id))
     }
 
@@ -88,8 +108,10 @@ impl Scheduler {
         if sequence.swapped.is_some() && on_device {
             return broken("it is on the device and on the host");
         }
-        if sequence.in_flight && self.in_flight.is_none() {
-            return broken("it is in flight and no batch is");
+        let flight = self.in_flight.as_ref();
+        let in_flight = flight.is_some_and(|flight| flight.sequences.contains(&id));
+        if in_flight != (sequence.planned > 0) {
+            return broken("it and the batch in flight disagree about its chunk");
         }
         if sequence.remaining() == 0 {
             return broken("it has nothing left to compute");

@@ -5,7 +5,8 @@ use engine_kv::PageTable;
 use crate::scheduler::InFlight;
 use crate::sequence::Sequence;
 use crate::{
-    FinishReason, SampleSlot, ScheduledBatch, Scheduler, SequenceId, SequenceUpdate, TokenId,
+    CacheEpochs, FinishReason, SampleSlot, ScheduledBatch, Scheduler, SequenceId, SequenceUpdate,
+    TokenId,
 };
 
 impl Scheduler {
@@ -23,16 +24,15 @@ impl Scheduler {
         self.now = self.now.max(now);
         if let Some(flight) = self.land(&batch) {
             let elapsed = self.now.saturating_sub(flight.scheduled_at);
-            let moved = batch.swap_in.len() + batch.swap_out.len();
-            self.cost.observe(batch.num_tokens(), moved, elapsed);
-            self.recorder.step(&batch, elapsed);
+            self.cost.observe(flight.num_tokens, flight.moved_blocks, elapsed);
+            self.recorder.step(flight.num_tokens, flight.sequences.len(), elapsed);
             for swapped in flight.swapped_in {
                 self.host.release(swapped);
             }
-            for chunk in &batch.chunks {
-                self.commit_chunk(chunk.sequence, chunk.start_position + chunk.tokens.len());
+            for id in flight.sequences {
+                self.commit_chunk(id);
             }
-            for (i, slot) in batch.samples.iter().enumerate() {
+            for (i, slot) in flight.samples.iter().enumerate() {
                 self.commit_token(slot, sampled.get(i).copied());
             }
         }
@@ -45,26 +45,33 @@ impl Scheduler {
     pub fn abort(&mut self, batch: ScheduledBatch, now: Duration) -> Vec<SequenceUpdate> {
         self.now = self.now.max(now);
         if let Some(flight) = self.land(&batch) {
-            self.recorder.failed_steps += 1;
-            for swapped in flight.swapped_in {
-                self.host.release(swapped);
-            }
-            for chunk in &batch.chunks {
-                self.fail(chunk.sequence);
-            }
-            for id in flight.swapped_out.into_iter().chain(flight.restored) {
-                self.forget_computed(id);
-            }
+            self.undo(flight);
         }
         std::mem::take(&mut self.updates)
     }
 
-    fn fail(&mut self, id: SequenceId) {
-        let Some(sequence) = self.sequences.get_mut(&id) else { return };
-        sequence.in_flight = false;
-        let reason =
-            if sequence.cancelled { FinishReason::Cancelled } else { FinishReason::Failed };
-        self.finish(id, reason);
+    /// Like [`Self::abort`] for a batch that was lost, with the thread that executed it, say.
+    pub fn abort_in_flight(&mut self, now: Duration) -> Vec<SequenceUpdate> {
+        self.now = self.now.max(now);
+        if let Some(flight) = self.in_flight.take() {
+            self.undo(flight);
+        }
+        std::mem::take(&mut self.updates)
+    }
+
+    fn undo(&mut self, flight: InFlight) {
+        self.recorder.failed_steps += 1;
+        for swapped in flight.swapped_in {
+            self.host.release(swapped);
+        }
+        for id in flight.sequences {
+            let cancelled = self.sequences.get(&id).is_some_and(|sequence| sequence.cancelled);
+            let reason = if cancelled { FinishReason::Cancelled } else { FinishReason::Failed };
+            self.finish(id, reason);
+        }
+        for id in flight.swapped_out.into_iter().chain(flight.restored) {
+            self.forget_computed(id);
+        }
     }
 
     /// Takes the batch in flight down if it is `batch`.
@@ -80,15 +87,20 @@ impl Scheduler {
         }
     }
 
-    fn commit_chunk(&mut self, id: SequenceId, computed: usize) {
+    fn commit_chunk(&mut self, id: SequenceId) {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
-        sequence.in_flight = false;
-        self.pool.commit(&mut sequence.table, computed, &sequence.tokens);
-        if let Some(window) = self.config.window {
-            // The next query reads the `window` positions that end with its own.
-            let oldest = (computed + 1).saturating_sub(window);
-            self.pool.release_before(&mut sequence.table, oldest);
+        let computed = sequence.table.len() + std::mem::take(&mut sequence.planned);
+        // Where each length is an epoch, the keys of a growing sequence are of no use to others, and
+        // would drive out those that are.
+        let fleeting = matches!(self.config.cache_epochs, CacheEpochs::EveryLengthAbove(_))
+            && sequence.table.namespace().epoch > 0
+            && sequence.tokens.len() > sequence.terms.prompt_len;
+        if fleeting {
+            self.pool.commit_private(&mut sequence.table, computed);
+        } else {
+            self.pool.commit(&mut sequence.table, computed, &sequence.tokens);
         }
+        self.pool.release_before(&mut sequence.table, self.config.oldest_read(computed));
         let prompt_len = sequence.terms.prompt_len;
         sequence.reported_rows = sequence.reported_rows.max(computed.min(prompt_len));
         let caught_up = computed == sequence.tokens.len();
@@ -149,7 +161,7 @@ impl Scheduler {
                 tokens: parent.tokens.clone(),
                 table: self.pool.fork(&parent.table),
                 swapped: None,
-                ..*parent
+                ..**parent
             });
         }
         self.remove(id);
@@ -158,7 +170,7 @@ impl Scheduler {
                 self.deadlines.insert((deadline, sample.id));
             }
             self.running.push(sample.id);
-            self.sequences.insert(sample.id, sample);
+            self.sequences.insert(sample.id, Box::new(sample));
         }
         let live = terms.num_samples;
         self.forked.insert(id, (terms, live));

@@ -129,6 +129,12 @@ pub enum ConfigError {
 }
 
 impl SchedulerConfig {
+    /// The first position that is still read once `len` are computed: the next query reads the
+    /// `window` positions that end with its own.
+    pub(crate) fn oldest_read(&self, len: usize) -> usize {
+        self.window.map_or(0, |window| (len + 1).saturating_sub(window))
+    }
+
     /// Checks every limit.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let positive = [

@@ -1,7 +1,12 @@
 use std::time::Duration;
 
-/// How much a step counts for less than the one after it.
+/// How much less a step counts than the one after it.
 const DECAY: f64 = 0.98;
+/// A measurement this many times what was expected is taken for a hiccup and cut to it.
+const OUTLIER: f64 = 4.0;
+/// How fast an estimate that keeps blocks from being moved, and so is not measured any more, goes
+/// back to the first guess.
+const DOUBT: f64 = 0.02;
 
 /// What computing and moving cost, learnt from the steps.
 ///
@@ -10,6 +15,7 @@ const DECAY: f64 = 0.98;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CostEstimate {
     token_guess: f64,
+    swap_guess: f64,
     swap_block: f64,
     weight: f64,
     tokens: f64,
@@ -22,6 +28,7 @@ impl CostEstimate {
     pub(crate) fn new(token: Duration, swap_block: Duration) -> Self {
         Self {
             token_guess: token.as_secs_f64(),
+            swap_guess: swap_block.as_secs_f64(),
             swap_block: swap_block.as_secs_f64(),
             weight: 0.0,
             tokens: 0.0,
@@ -37,12 +44,15 @@ impl CostEstimate {
         if seconds <= 0.0 {
             return;
         }
+        let (base, slope) = self.line();
+        let computing = base + slope * tokens;
         if moved_blocks > 0 {
-            let (base, slope) = self.line();
-            let moving = (seconds - base - slope * tokens).max(0.0) / moved_blocks as f64;
-            self.swap_block += 0.3 * (moving - self.swap_block);
+            let moving = (seconds - computing).max(0.0) / moved_blocks as f64;
+            self.swap_block += 0.3 * (moving.min(OUTLIER * self.swap_block) - self.swap_block);
+            self.swap_block = self.swap_block.max(1e-9);
             return;
         }
+        let seconds = if self.weight < 8.0 { seconds } else { seconds.min(OUTLIER * computing) };
         self.weight = self.weight * DECAY + 1.0;
         self.tokens = self.tokens * DECAY + tokens;
         self.seconds = self.seconds * DECAY + seconds;
@@ -78,7 +88,62 @@ impl CostEstimate {
     }
 
     /// Whether moving `blocks` out and back costs less than computing `tokens` again.
-    pub(crate) fn prefers_swap(&self, blocks: usize, tokens: usize) -> bool {
-        2.0 * self.swap_block * (blocks as f64) < self.line().1 * tokens as f64
+    pub(crate) fn prefers_swap(&mut self, blocks: usize, tokens: usize) -> bool {
+        let prefers = 2.0 * self.swap_block * (blocks as f64) < self.line().1 * tokens as f64;
+        if !prefers && self.swap_block > self.swap_guess {
+            self.swap_block += DOUBT * (self.swap_guess - self.swap_block);
+        }
+        prefers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(cost: &mut CostEstimate, tokens: usize, moved: usize) {
+        let time = 5e-3 + 1e-4 * tokens as f64 + 2e-3 * moved as f64;
+        cost.observe(tokens, moved, Duration::from_secs_f64(time));
+    }
+
+    fn close(time: Duration, expected: f64) -> bool {
+        (time.as_secs_f64() / expected - 1.0).abs() < 0.1
+    }
+
+    #[test]
+    fn tokens_and_moves_are_told_apart() {
+        let mut cost = CostEstimate::new(Duration::from_secs(1), Duration::from_micros(500));
+        for tokens in 1..60 {
+            step(&mut cost, tokens * 7 % 50, 0);
+            step(&mut cost, tokens * 3 % 50, 1 + tokens % 3);
+        }
+        assert!(close(cost.token(), 1e-4), "{cost:?}");
+        assert!(close(cost.swap_block(), 2e-3), "{cost:?}");
+        // 4 blocks of 16 tokens: 16 ms out and back against 6.4 ms.
+        assert!(!cost.prefers_swap(4, 64));
+        assert!(cost.prefers_swap(1, 64));
+    }
+
+    #[test]
+    fn a_hiccup_does_not_rule_moves_out_for_ever() {
+        let mut cost = CostEstimate::new(Duration::from_millis(1), Duration::from_micros(1));
+        for tokens in 1..60 {
+            step(&mut cost, tokens, 0);
+        }
+        for _ in 0..20 {
+            cost.observe(1, 1, Duration::from_secs(100));
+        }
+        assert!(!cost.prefers_swap(1, 16));
+        let tries = (0..10_000).find(|_| cost.prefers_swap(1, 16));
+        assert!(tries.is_some(), "{cost:?}");
+    }
+
+    #[test]
+    fn steps_of_one_size_keep_the_guess_as_a_limit() {
+        let mut cost = CostEstimate::new(Duration::from_micros(10), Duration::ZERO);
+        for _ in 0..20 {
+            step(&mut cost, 1, 0);
+        }
+        assert!(close(cost.token(), 1e-5), "{cost:?}");
     }
 }

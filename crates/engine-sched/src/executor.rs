@@ -13,3 +13,11 @@ pub trait Executor {
     /// After an error the caller aborts the batch; blocks it wrote may hold anything.
     fn execute(&mut self, batch: &ScheduledBatch) -> Result<Vec<TokenId>, Self::Error>;
 }
+
+impl<E: Executor + ?Sized> Executor for &mut E {
+    type Error = E::Error;
+
+    fn execute(&mut self, batch: &ScheduledBatch) -> Result<Vec<TokenId>, E::Error> {
+        (**self).execute(batch)
+    }
+}

@@ -14,6 +14,7 @@ mod queue;
 mod request;
 mod scheduler;
 mod sequence;
+mod sequence_map;
 pub mod simulation;
 mod statistics;
 

@@ -6,6 +6,26 @@ use crate::{
     FinishReason, LogitRows, SampleSlot, ScheduledBatch, ScheduledChunk, Scheduler, SequenceId,
 };
 
+/// The step's budget as it is handed out.
+#[derive(Debug)]
+struct Shares {
+    /// Tokens not given away yet.
+    budget: usize,
+    /// What the sequences behind want together.
+    wanted_behind: usize,
+}
+
+impl Shares {
+    /// Tokens that the next sequence may take: all that those behind it leave over, at least half,
+    /// but not the one token that each of them needs to go on. A giant thus slows those behind it
+    /// down and never stops them.
+    fn next(&self, num_behind: usize) -> usize {
+        let left_over = self.budget.saturating_sub(self.wanted_behind);
+        let fair = left_over.max(self.budget.div_ceil(2));
+        fair.min(self.budget.saturating_sub(num_behind)).max(1)
+    }
+}
+
 impl Scheduler {
     /// Plans the next step.
     ///
@@ -23,6 +43,10 @@ impl Scheduler {
                 self.step += 1;
                 batch.step = self.step;
                 flight.step = self.step;
+                flight.num_tokens = batch.num_tokens();
+                flight.moved_blocks = batch.swap_in.len() + batch.swap_out.len();
+                flight.samples.clone_from(&batch.samples);
+                flight.sequences.extend(batch.chunks.iter().map(|chunk| chunk.sequence));
                 self.in_flight = Some(flight);
             }
         }
@@ -50,33 +74,36 @@ impl Scheduler {
 
     /// Gives budget and blocks to the running sequences, the first in rank first.
     fn plan(&mut self, batch: &mut ScheduledBatch, flight: &mut InFlight) {
-        let mut ranked: Vec<_> =
-            self.running.iter().filter_map(|&id| Some((self.rank(id)?, id))).collect();
+        let mut shares = Shares { budget: self.config.max_batched_tokens, wanted_behind: 0 };
+        let mut ranked = Vec::with_capacity(self.running.len());
+        for sequence in self.running.iter().filter_map(|id| self.sequences.get(id)) {
+            shares.wanted_behind += sequence.remaining();
+            ranked.push((sequence.rank(self.now, self.config.max_wait), sequence.id));
+        }
         ranked.sort_unstable();
-        self.running = ranked.into_iter().map(|(_, id)| id).collect();
-        let mut budget = self.config.max_batched_tokens;
+        self.running.clear();
+        self.running.extend(ranked.into_iter().map(|(_, id)| id));
         let mut place = 0;
-        while place < self.running.len() && budget > 0 {
-            // A long prompt leaves one token to each sequence behind it.
-            let behind = self.running.len() - place - 1;
-            let limit = budget.saturating_sub(behind).max(1);
-            budget -= self.plan_sequence(place, limit, batch, flight);
+        while place < self.running.len() && shares.budget > 0 {
+            shares.budget -= self.plan_sequence(place, &mut shares, batch, flight);
             place += 1;
         }
     }
 
-    /// Plans a chunk of at most `limit` tokens for the sequence at `place`, preempting sequences
-    /// behind it if it cannot have a single block otherwise. Returns the chunk's length, 0 if the
-    /// sequence must wait.
+    /// Plans a chunk within its share for the sequence at `place`, preempting sequences behind it
+    /// if it cannot have a single block otherwise. Returns the chunk's length, 0 if the sequence
+    /// must wait.
     fn plan_sequence(
         &mut self,
         place: usize,
-        limit: usize,
+        shares: &mut Shares,
         batch: &mut ScheduledBatch,
         flight: &mut InFlight,
     ) -> usize {
         let id = self.running[place];
         let Some(mut sequence) = self.sequences.remove(&id) else { return 0 };
+        shares.wanted_behind = shares.wanted_behind.saturating_sub(sequence.remaining());
+        let limit = shares.next(self.running.len() - place - 1);
         let mut planned = 0;
         loop {
             if self.restore(&mut sequence, batch, flight) {
@@ -86,7 +113,7 @@ impl Scheduler {
                 break;
             }
         }
-        sequence.in_flight = planned > 0;
+        sequence.planned = planned;
         self.sequences.insert(id, sequence);
         planned
     }
@@ -121,6 +148,8 @@ impl Scheduler {
         let usable = sequence.cacheable_len();
         if usable > 0 && self.config.prefix_caching {
             let hit = self.pool.attach_prefix(&mut sequence.table, &sequence.tokens[..usable]);
+            let oldest = self.config.oldest_read(hit);
+            self.pool.release_before(&mut sequence.table, oldest);
             if sequence.tokens.len() == sequence.terms.prompt_len {
                 sequence.cached_prompt_tokens = hit;
             }

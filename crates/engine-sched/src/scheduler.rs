@@ -7,10 +7,11 @@ use engine_kv::{BlockPool, HostPool, Namespace, PageTable, SwappedTable};
 use crate::cost::CostEstimate;
 use crate::queue::WaitingQueue;
 use crate::sequence::{Rank, Sequence, Terms};
+use crate::sequence_map::SequenceMap;
 use crate::statistics::Recorder;
 use crate::{
-    ConfigError, FinishReason, SchedulerConfig, SequenceId, SequenceRequest, SequenceUpdate,
-    SubmitError,
+    ConfigError, FinishReason, SampleSlot, SchedulerConfig, SequenceId, SequenceRequest,
+    SequenceUpdate, SubmitError,
 };
 
 /// Decides which tokens run in the next step and where their keys and values go.
@@ -19,7 +20,7 @@ pub struct Scheduler {
     pub(crate) config: SchedulerConfig,
     pub(crate) pool: BlockPool,
     pub(crate) host: HostPool,
-    pub(crate) sequences: HashMap<SequenceId, Sequence>,
+    pub(crate) sequences: SequenceMap,
     /// Sequences that hold device blocks or are about to; sorted by rank while a step is planned.
     pub(crate) running: Vec<SequenceId>,
     pub(crate) waiting: WaitingQueue,
@@ -38,11 +39,18 @@ pub struct Scheduler {
     pub(crate) recorder: Recorder,
 }
 
-/// What must be undone or completed when the batch comes back.
+/// The batch that is being executed, as it was planned: what its return completes or undoes.
 #[derive(Debug, Default)]
 pub(crate) struct InFlight {
     pub(crate) step: u64,
     pub(crate) scheduled_at: Duration,
+    /// Sequences with a chunk, in the batch's order.
+    pub(crate) sequences: Vec<SequenceId>,
+    /// Tokens of all chunks.
+    pub(crate) num_tokens: usize,
+    pub(crate) samples: Vec<SampleSlot>,
+    /// Blocks that the batch moves to or from the host.
+    pub(crate) moved_blocks: usize,
     /// Sequences whose blocks the batch saves on the host.
     pub(crate) swapped_out: Vec<SequenceId>,
     /// Sequences whose blocks the batch brings back.
@@ -58,7 +66,7 @@ impl Scheduler {
         Ok(Self {
             pool: BlockPool::new(config.num_blocks, config.block_size, config.prefix_caching),
             host: HostPool::new(config.num_host_blocks),
-            sequences: HashMap::new(),
+            sequences: SequenceMap::default(),
             running: Vec::new(),
             waiting: WaitingQueue::default(),
             unstamped: Vec::new(),
@@ -84,10 +92,8 @@ impl Scheduler {
     pub fn submit(&mut self, request: SequenceRequest) -> Result<SequenceId, SubmitError> {
         let max_len = self.admissible_len(&request)?;
         let id = SequenceId(self.next_id);
-        self.next_id += match request.num_samples {
-            1 => 1,
-            samples => 1 + samples as u64,
-        };
+        let ids = if request.num_samples == 1 { 1 } else { request.num_samples as u64 + 1 };
+        self.next_id = self.next_id.saturating_add(ids);
         let terms = Terms {
             parent: id,
             num_samples: request.num_samples,
@@ -114,7 +120,7 @@ impl Scheduler {
             arrival: request.arrival.unwrap_or(Duration::MAX),
             admitted: false,
             last_token_at: None,
-            in_flight: false,
+            planned: 0,
             cancelled: false,
         };
         if request.arrival.is_none() {
@@ -124,7 +130,7 @@ impl Scheduler {
             self.deadlines.insert((deadline, id));
         }
         self.waiting.insert(&sequence);
-        self.sequences.insert(id, sequence);
+        self.sequences.insert(id, Box::new(sequence));
         self.recorder.submitted += 1;
         Ok(id)
     }
@@ -193,7 +199,7 @@ impl Scheduler {
     fn cancel_sequence(&mut self, id: SequenceId) -> bool {
         let Some(sequence) = self.sequences.get_mut(&id) else { return false };
         let first = !std::mem::replace(&mut sequence.cancelled, true);
-        if !sequence.in_flight {
+        if sequence.planned == 0 {
             self.finish(id, FinishReason::Cancelled);
         }
         first
@@ -209,7 +215,7 @@ impl Scheduler {
     }
 
     /// Removes a sequence and gives back what it holds.
-    pub(crate) fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
+    pub(crate) fn remove(&mut self, id: SequenceId) -> Option<Box<Sequence>> {
         let mut sequence = self.sequences.remove(&id)?;
         if !self.waiting.remove(&sequence)
             && let Some(place) = self.running.iter().position(|&other| other == id)

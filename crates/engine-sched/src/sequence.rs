@@ -42,8 +42,8 @@ pub(crate) struct Sequence {
     /// Whether it was ever admitted.
     pub(crate) admitted: bool,
     pub(crate) last_token_at: Option<Duration>,
-    /// Part of the batch that was scheduled and not committed yet.
-    pub(crate) in_flight: bool,
+    /// Tokens that the batch in flight computes.
+    pub(crate) planned: usize,
     pub(crate) cancelled: bool,
 }
 

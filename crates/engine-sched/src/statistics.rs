@@ -3,7 +3,7 @@ use std::time::Duration;
 use engine_kv::{Counters, Usage};
 
 use crate::sequence::Sequence;
-use crate::{FinishReason, ScheduledBatch, Scheduler};
+use crate::{FinishReason, Scheduler};
 
 /// Buckets per power of two; a bucket is at most an eighth wide.
 const SUB_BUCKETS: u64 = 8;
@@ -120,14 +120,13 @@ impl Recorder {
         self.finished[place(reason)] += 1;
     }
 
-    pub(crate) fn step(&mut self, batch: &ScheduledBatch, elapsed: Duration) {
-        let tokens = batch.num_tokens();
+    pub(crate) fn step(&mut self, tokens: usize, sequences: usize, elapsed: Duration) {
         self.steps += 1;
         self.busy = self.busy.saturating_add(elapsed);
         self.computed_tokens += tokens as u64;
-        self.batched_sequences += batch.chunks.len() as u64;
+        self.batched_sequences += sequences as u64;
         self.max_batch_tokens = self.max_batch_tokens.max(tokens);
-        self.max_batch_sequences = self.max_batch_sequences.max(batch.chunks.len());
+        self.max_batch_sequences = self.max_batch_sequences.max(sequences);
     }
 
     pub(crate) fn token(&mut self, sequence: &Sequence, now: Duration) {

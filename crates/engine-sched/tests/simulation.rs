@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use engine_sched::simulation::{
     CostModel, FakeModel, FakeModelError, Faults, Outcome, Report, Simulation, SimulationRng,
-    Workload,
+    Workload, read_trace,
 };
 use engine_sched::{
     CacheEpochs, Executor, FinishReason, LogitRows, ScheduledBatch, SchedulerConfig, SequenceId,
@@ -20,7 +20,7 @@ struct Recording {
     rows: BTreeMap<SequenceId, Vec<usize>>,
 }
 
-impl Executor for &mut Recording {
+impl Executor for Recording {
     type Error = FakeModelError;
 
     fn execute(&mut self, batch: &ScheduledBatch) -> Result<Vec<TokenId>, FakeModelError> {
@@ -38,12 +38,14 @@ fn pick<T: Copy>(rng: &mut SimulationRng, choices: &[T]) -> T {
 
 fn config(rng: &mut SimulationRng) -> SchedulerConfig {
     let block_size = pick(rng, &[1, 2, 4, 7, 16]);
+    let max_context: usize = pick(rng, &[60, 90, 120]);
     SchedulerConfig {
-        num_blocks: 128usize.div_ceil(block_size) + rng.in_range(0..40),
+        // From just enough for the longest sequence to plenty.
+        num_blocks: (max_context - 1).div_ceil(block_size) + pick(rng, &[0, 1, 6, 60]),
         block_size,
         max_batched_tokens: pick(rng, &[1, 3, 16, 64, 300]),
         max_sequences: pick(rng, &[1, 3, 8, 40]),
-        max_context: pick(rng, &[60, 90, 120]),
+        max_context,
         max_queue: pick(rng, &[5, 1000]),
         prefix_caching: rng.chance(0.7),
         cache_epochs: pick(
@@ -208,4 +210,77 @@ fn every_run_ends_with_the_tokens_of_each_request_alone() {
         seen.cache.copies,
     ];
     assert!(happened.iter().all(|&count| count > 100), "{happened:?}");
+}
+
+#[test]
+fn a_failure_names_the_seed_that_repeats_it() {
+    /// Refuses large batches.
+    struct Picky(FakeModel);
+    impl Executor for Picky {
+        type Error = FakeModelError;
+        fn execute(&mut self, batch: &ScheduledBatch) -> Result<Vec<TokenId>, FakeModelError> {
+            let large = batch.num_tokens() > 40;
+            if large { Err(FakeModelError::NoLogits { sample: 7 }) } else { self.0.execute(batch) }
+        }
+    }
+    let config = SchedulerConfig::default();
+    let run = |seed| {
+        let executor = Picky(FakeModel::new(&config, 9));
+        let requests = Workload::default().generate(seed);
+        let (cost, faults) = (CostModel::free(), Faults::default());
+        Simulation {
+            config: config.clone(),
+            executor,
+            cost,
+            requests,
+            faults,
+            seed,
+            check_each_step: true,
+        }
+        .run()
+    };
+    let error = run(5).unwrap_err();
+    assert_eq!(run(5).unwrap_err(), error);
+    assert!(error.to_string().starts_with("seed 5, step "), "{error}");
+    assert!(error.to_string().ends_with("sample 7 has no logits"), "{error}");
+}
+
+#[test]
+fn a_recorded_trace_is_replayed() {
+    let lines: String = (0..50)
+        .map(|i| {
+            let prefix = if i % 2 == 0 { r#", "prefix_id": 1, "prefix_len": 64"# } else { "" };
+            format!(
+                "{{\"arrival_ms\": {}, \"prompt_len\": 100, \"output_len\": 10{prefix}}}\n",
+                i * 20
+            )
+        })
+        .collect();
+    let trace = read_trace(lines.as_bytes()).unwrap();
+    let run = |prefix_caching| {
+        Simulation {
+            config: SchedulerConfig { prefix_caching, ..SchedulerConfig::default() },
+            executor: CostModel::free(),
+            cost: CostModel {
+                step: Duration::from_millis(2),
+                token: Duration::from_micros(200),
+                ..CostModel::free()
+            },
+            requests: trace.iter().enumerate().map(|(i, entry)| entry.request(i)).collect(),
+            faults: Faults::default(),
+            check_each_step: true,
+            seed: 0,
+        }
+        .run()
+        .unwrap()
+    };
+    let (with, without) = (run(true), run(false));
+    assert_eq!(with.statistics.completed, 50);
+    assert_eq!(with.statistics.generated_tokens, 500);
+    // 24 of 25 requests share 64 of their 100 tokens with the first.
+    assert_eq!(with.statistics.cache.hit_tokens, 24 * 64);
+    assert_eq!(without.statistics.computed_tokens - with.statistics.computed_tokens, 24 * 64);
+    assert!(with.statistics.first_token.mean() < without.statistics.first_token.mean());
+    let error = read_trace("{\"arrival_ms\": 1}\n".as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("line 1") && error.contains("prompt_len"), "{error}");
 }

@@ -122,6 +122,9 @@ pub enum Failure {
     /// There is work and no batch, or a limit of the batch is not kept.
     #[error("the batch is wrong: {0}")]
     Batch(&'static str),
+    /// It goes on and on.
+    #[error("there is no end: every step does something and the work is not done")]
+    Livelock,
     /// A sample got an update after its last one, or none of its updates was the last.
     #[error("request {request}, sample {sample_index}: {what}")]
     Update {
@@ -148,6 +151,7 @@ struct Run<E> {
     rng: SimulationRng,
     clock: Duration,
     step: u64,
+    max_steps: u64,
     next_request: usize,
     requests: BTreeMap<SequenceId, usize>,
     outcomes: BTreeMap<(usize, usize), Outcome>,
@@ -158,6 +162,7 @@ impl<E: Executor> Simulation<E> {
     /// Runs until every request ended.
     pub fn run(self) -> Result<Report, SimulationError> {
         let seed = self.seed;
+        let max_steps = self.requests.iter().map(steps_at_most).fold(1000, u64::saturating_add);
         let scheduler = Scheduler::new(self.config.clone()).map_err(|error| SimulationError {
             seed,
             step: 0,
@@ -169,6 +174,7 @@ impl<E: Executor> Simulation<E> {
             simulation: self,
             clock: Duration::ZERO,
             step: 0,
+            max_steps,
             next_request: 0,
             requests: BTreeMap::new(),
             outcomes: BTreeMap::new(),
@@ -186,6 +192,14 @@ impl<E: Executor> Simulation<E> {
     }
 }
 
+/// Steps that a request could need if each computed one token and each token of each sample needed
+/// all before it again, several times over.
+fn steps_at_most(request: &SequenceRequest) -> u64 {
+    let len = request.prompt.len().saturating_add(request.max_tokens) as u64;
+    let samples = request.num_samples as u64;
+    len.saturating_mul(len).saturating_mul(samples).saturating_mul(4)
+}
+
 impl<E: Executor> Run<E> {
     /// One step of the engine's loop; false when everything is done.
     fn turn(&mut self) -> Result<bool, Failure> {
@@ -200,6 +214,9 @@ impl<E: Executor> Run<E> {
         self.cancel_some(0.5);
         let mut batch = self.scheduler.schedule(self.clock);
         self.step += 1;
+        if self.step > self.max_steps {
+            return Err(Failure::Livelock);
+        }
         self.check_batch(&batch)?;
         let finished = std::mem::take(&mut batch.finished);
         self.record(&finished)?;
@@ -241,7 +258,8 @@ impl<E: Executor> Run<E> {
             return;
         }
         let newest = self.requests.last_key_value().map_or(0, |(id, _)| id.0 as usize);
-        let id = newest + 1 - self.rng.in_range(0..newest.min(40) + 1);
+        // One beyond the newest: a sample of it, or nothing.
+        let id = self.rng.in_range(0..newest + 2);
         self.scheduler.cancel(SequenceId(id as u64));
     }
 
@@ -250,7 +268,8 @@ impl<E: Executor> Run<E> {
         let fails = self.rng.chance(faults.executor_errors);
         let slow = self.rng.chance(faults.slow_steps);
         let duration = self.simulation.cost.duration(&batch);
-        self.clock = self.clock.saturating_add(if slow { duration * 10 } else { duration });
+        self.clock =
+            self.clock.saturating_add(if slow { duration.saturating_mul(10) } else { duration });
         if fails && self.rng.chance(0.5) {
             return Ok(self.scheduler.abort(batch, self.clock));
         }

@@ -64,9 +64,3 @@ fn activate(x: f32, #[comptime] activation: Activation) -> f32 {
 fn sigmoid(x: f32) -> f32 {
     1.0f32 / (1.0f32 + min(-x, 80.0f32).exp())
 }
-
-/// `tanh`, also where a GPU computes it from exponentials that overflow.
-#[cube]
-pub(super) fn bounded_tanh(x: f32) -> f32 {
-    max(min(x, 15.0f32), -15.0f32).tanh()
-}

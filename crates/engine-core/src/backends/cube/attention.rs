@@ -4,13 +4,15 @@
 //! [`partition_kernel`] attends to one partition and keeps its unnormalised sum, its largest score
 //! and the sum of its exponentials; [`merge_kernel`] adds the partitions of each token. A token's
 //! result therefore depends neither on the other tokens of the batch nor on its chunk.
+//!
+//! Element numbers are 32 bits wide: the keys of one layer are fewer than 2³² elements, gaps
+//! between padded rows included, and so are the values.
 
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use burn_tensor::DType;
 use cubecl::prelude::*;
 
-use super::activation::bounded_tanh;
-use super::{CacheRows, cube_grid, dims, empty};
+use super::{PitchedRows, cube_grid, dims, empty};
 use crate::ops::attention::AttentionArgs;
 use crate::{BatchInput, MetaLayout};
 
@@ -36,8 +38,8 @@ pub(super) struct Step<'a, R: CubeRuntime> {
     pub meta: CubeTensor<R>,
     pub layout: MetaLayout,
     pub input: &'a BatchInput,
-    pub keys: CacheRows<R>,
-    pub values: CacheRows<R>,
+    pub keys: PitchedRows<R>,
+    pub values: PitchedRows<R>,
 }
 
 /// `q [tokens, heads · head_dim]`, result alike.
@@ -205,6 +207,12 @@ fn window_start(position: usize, window: usize) -> usize {
         start = position + 1 - window;
     }
     start
+}
+
+/// `tanh`, also where a GPU computes it from exponentials that overflow.
+#[cube]
+fn bounded_tanh(x: f32) -> f32 {
+    max(min(x, 15.0f32), -15.0f32).tanh()
 }
 
 /// Attention of one token's `shape.heads` query heads, all of one key head, over one partition.

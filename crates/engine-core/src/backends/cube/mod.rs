@@ -55,7 +55,7 @@ where
         batch: &ForwardBatch<Self>,
         kv: &mut LayerKv<Self>,
     ) -> Tensor<Self, 2> {
-        let (Some(keys), Some(values)) = (CacheRows::of(&kv.keys), CacheRows::of(&kv.values))
+        let (Some(keys), Some(values)) = (PitchedRows::of(&kv.keys), PitchedRows::of(&kv.values))
         else {
             return rope_kv_write_reference(qkv, args, batch, kv);
         };
@@ -64,7 +64,7 @@ where
             k: floats(norm.k_weight.clone()),
             eps: norm.eps,
         });
-        let cos_sin = floats(args.cos_sin.clone());
+        let cos_sin = PitchedRows::or_copy(args.cos_sin);
         into_floats(rope::rope_kv_write(
             floats(qkv),
             cos_sin,
@@ -86,7 +86,7 @@ where
         batch: &ForwardBatch<Self>,
         args: &AttentionArgs,
     ) -> Tensor<Self, 2> {
-        let (Some(keys), Some(values)) = (CacheRows::of(&kv.keys), CacheRows::of(&kv.values))
+        let (Some(keys), Some(values)) = (PitchedRows::of(&kv.keys), PitchedRows::of(&kv.values))
         else {
             return paged_attention_reference(q, kv, batch, args);
         };
@@ -135,26 +135,40 @@ where
     Tensor::from_primitive(TensorPrimitive::Float(tensor))
 }
 
-/// The cache's own buffer, never a copy of it. Rows are contiguous and `pitch` elements apart:
-/// CUDA pads rows to its alignment.
-struct CacheRows<R: CubeRuntime> {
+/// The own buffer of a matrix, never a copy of it. Rows are contiguous and `pitch` elements apart:
+/// CUDA pads the rows of Burn's tensors to its alignment.
+struct PitchedRows<R: CubeRuntime> {
     tensor: CubeTensor<R>,
     pitch: usize,
 }
 
-impl<R: CubeRuntime> CacheRows<R> {
+impl<R: CubeRuntime> PitchedRows<R> {
     /// `None` if the tensor is no matrix of `f32` rows, which `KvCache::allocate` never makes.
-    fn of<F, I, BT>(cache: &Tensor<CubeBackend<R, F, I, BT>, 2>) -> Option<Self>
+    fn of<F, I, BT>(matrix: &Tensor<CubeBackend<R, F, I, BT>, 2>) -> Option<Self>
     where
         F: FloatElement,
         I: IntElement,
         BT: BoolElement,
     {
-        let tensor = cache.clone().into_primitive().tensor();
+        let tensor = matrix.clone().into_primitive().tensor();
         let strides = tensor.meta.strides();
         let (pitch, step) = (strides[0], strides[1]);
         let contiguous_rows = step == 1 || tensor.shape()[1] == 1;
         (tensor.dtype == DType::F32 && contiguous_rows).then_some(Self { tensor, pitch })
+    }
+
+    /// The buffer of `matrix` where that is possible, else a copy.
+    fn or_copy<F, I, BT>(matrix: &Tensor<CubeBackend<R, F, I, BT>, 2>) -> Self
+    where
+        F: FloatElement,
+        I: IntElement,
+        BT: BoolElement,
+    {
+        Self::of(matrix).unwrap_or_else(|| {
+            let tensor = floats(matrix.clone());
+            let pitch = tensor.shape()[1];
+            Self { tensor, pitch }
+        })
     }
 
     fn array(&self) -> ArrayArg<R> {

@@ -5,7 +5,7 @@ use burn_tensor::DType;
 use cubecl::prelude::*;
 
 use super::norm::rms_factor;
-use super::{CacheRows, cube_grid, dims, empty, units_for};
+use super::{PitchedRows, cube_grid, dims, empty, units_for};
 
 /// Per-head normalisation weights, `[head_dim]` each.
 pub(super) struct NormWeights<R: CubeRuntime> {
@@ -27,11 +27,11 @@ pub(super) struct Heads {
 /// Returns the rotated queries.
 pub(super) fn rope_kv_write<R: CubeRuntime>(
     qkv: CubeTensor<R>,
-    cos_sin: CubeTensor<R>,
+    cos_sin: PitchedRows<R>,
     norm: Option<NormWeights<R>>,
     heads: Heads,
     slots: (CubeTensor<R>, usize),
-    cache: (CacheRows<R>, CacheRows<R>),
+    cache: (PitchedRows<R>, PitchedRows<R>),
 ) -> CubeTensor<R> {
     let [tokens, _] = dims(&qkv);
     let q = empty(&qkv, [tokens, heads.heads * heads.head_dim], DType::F32);
@@ -41,14 +41,14 @@ pub(super) fn rope_kv_write<R: CubeRuntime>(
     // Without a norm the kernel never reads its weights; any array serves.
     let (q_weight, k_weight, eps) = match norm {
         Some(norm) => (norm.q, norm.k, norm.eps),
-        None => (cos_sin.clone(), cos_sin.clone(), 0.0),
+        None => (cos_sin.tensor.clone(), cos_sin.tensor.clone(), 0.0),
     };
     rope_kernel::launch::<R>(
         &client,
         cube_grid(cubes),
         CubeDim::new_1d(units as u32),
         qkv.into_array_arg(),
-        cos_sin.into_array_arg(),
+        cos_sin.array(),
         q_weight.into_array_arg(),
         k_weight.into_array_arg(),
         slots.0.into_array_arg(),
@@ -64,6 +64,7 @@ pub(super) fn rope_kv_write<R: CubeRuntime>(
             slots.1,
             cache.0.pitch,
             cache.1.pitch,
+            cos_sin.pitch,
             eps,
         ),
         normalise,
@@ -83,14 +84,15 @@ struct RopeSizes {
     slots: usize,
     key_pitch: usize,
     value_pitch: usize,
+    angle_pitch: usize,
     eps: f32,
 }
 
 /// One cube for each token and each head of queries, keys and values; its units walk the head.
 ///
-/// `qkv [tokens, (heads + 2 · kv_heads) · head_dim]`, `cos_sin [tokens, rotary_dim]` (cosines,
-/// then sines), `q [tokens, heads · head_dim]`, `keys` and `values` rows of `head_dim · kv_heads`
-/// at `slot · pitch`.
+/// `qkv [tokens, (heads + 2 · kv_heads) · head_dim]`, `cos_sin` rows of `rotary_dim`
+/// (cosines, then sines), `q [tokens, heads · head_dim]`, `keys` and `values` rows of
+/// `kv_heads · head_dim` at `slot · pitch`.
 #[cube(launch)]
 #[allow(clippy::too_many_arguments)]
 fn rope_kernel(
@@ -140,7 +142,7 @@ fn rope_kernel(
             if i < sizes.rotary_dim {
                 let first = i < half;
                 let partner = select(first, i + half, i - half);
-                let angle = token * sizes.rotary_dim + select(first, i, i - half);
+                let angle = token * sizes.angle_pitch + select(first, i, i - half);
                 let other = head_value(
                     qkv, q_weight, k_weight, source, partner, factor, is_query, normalise,
                 );

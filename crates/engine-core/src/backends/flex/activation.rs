@@ -1,7 +1,10 @@
 use engine_quant::simd::{Isa, Kernel, Simd};
 use rayon::prelude::*;
 
-use super::{math, rows_per_task};
+use super::{
+    math::{self, Map},
+    rows_per_task,
+};
 use crate::ops::activation::Activation;
 
 /// `activation(gate) · up` for each row of `gate_up [tokens, 2 · intermediate]`.
@@ -34,36 +37,72 @@ impl Kernel for Rows<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         match self.activation {
-            Activation::Silu => self.rows(s, |x| x_sigmoid(s, x, x)),
-            Activation::GeluTanh => self.rows(s, |x| {
-                // (1 + tanh u) / 2 is sigmoid 2u.
-                let factor = s.splat(2.0 * (2.0 / std::f32::consts::PI).sqrt());
-                let square = s.mul(x, x);
-                let inner = s.mul_add(s.mul(square, x), s.splat(0.044_715), x);
-                x_sigmoid(s, x, s.mul(inner, factor))
-            }),
-            Activation::Gelu => self.rows(s, |x| {
-                let scaled = s.mul(x, s.splat(std::f32::consts::FRAC_1_SQRT_2));
-                s.mul(s.mul(x, s.splat(0.5)), math::one_plus_erf(s, scaled))
-            }),
-            Activation::Relu => self.rows(s, |x| s.max(s.splat(0.0), x)),
+            Activation::Silu => self.rows(s, Silu),
+            Activation::GeluTanh => self.rows(s, GeluTanh),
+            Activation::Gelu => self.rows(s, Gelu),
+            Activation::Relu => self.rows(s, Relu),
         }
     }
 }
 
 impl Rows<'_> {
     #[inline(always)]
-    fn rows<S: Simd>(self, s: S, activate: impl Fn(S::V) -> S::V) {
+    fn rows<S: Simd>(self, s: S, activation: impl Map) {
         let width = self.intermediate;
         let rows = self.out.chunks_exact_mut(width).zip(self.gate_up.chunks_exact(2 * width));
         for (out, gate_up) in rows {
             let (gate, up) = gate_up.split_at(width);
             out.copy_from_slice(gate);
-            math::map_in_place(s, out, &activate);
+            math::map_in_place(s, out, activation);
             for (out, up) in out.iter_mut().zip(up) {
                 *out *= up;
             }
         }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Silu;
+
+impl Map for Silu {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::V) -> S::V {
+        x_sigmoid(s, x, x)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct GeluTanh;
+
+impl Map for GeluTanh {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::V) -> S::V {
+        // (1 + tanh u) / 2 is sigmoid 2u.
+        let factor = s.splat(2.0 * (2.0 / std::f32::consts::PI).sqrt());
+        let square = s.mul(x, x);
+        let inner = s.mul_add(s.mul(square, x), s.splat(0.044_715), x);
+        x_sigmoid(s, x, s.mul(inner, factor))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Gelu;
+
+impl Map for Gelu {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::V) -> S::V {
+        let scaled = s.mul(x, s.splat(std::f32::consts::FRAC_1_SQRT_2));
+        s.mul(s.mul(x, s.splat(0.5)), math::one_plus_erf(s, scaled))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Relu;
+
+impl Map for Relu {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::V) -> S::V {
+        s.max(s.splat(0.0), x)
     }
 }
 

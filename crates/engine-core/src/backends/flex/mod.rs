@@ -11,6 +11,8 @@ mod math;
 mod norm;
 mod rope;
 mod sample;
+#[cfg(test)]
+mod tests;
 
 use burn_flex::{Flex, FlexTensor, Layout};
 use burn_tensor::{Bytes, DType, Int, Shape, Tensor, TensorPrimitive};

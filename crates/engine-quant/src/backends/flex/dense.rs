@@ -17,13 +17,13 @@ use super::simd::{self, Isa, Kernel, Simd, StoredFloat};
 const BLOCK: usize = 2048;
 
 /// Rows of activations that share one pass over the weights: their blocks stay in the cache.
-const ROW_BLOCK: usize = 48;
+const ROW_BLOCK: usize = 72;
 
 /// Stored rows that are multiplied side by side.
 const COLUMNS: usize = 4;
 
 /// Multiplications below which waking other threads costs more than they save.
-const PARALLEL_WORK: usize = 1 << 17;
+const PARALLEL_WORK: usize = 1 << 18;
 
 /// The same data, copied if its bytes do not lie as its type demands.
 pub fn aligned(data: TensorData) -> TensorData {
@@ -199,49 +199,72 @@ impl<W: StoredFloat> Kernel for Part<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // Widening pays when several tiles of rows read the same weights.
-        let widens = size_of::<W>() < size_of::<f32>() && self.rows.len() > S::TILE_ROWS;
+        if self.rows.len() <= S::TILE_ROWS {
+            // Memory is the limit: read each stored row from its first element to its last.
+            for columns in steps(&self.columns, COLUMNS) {
+                for block in steps(&(0..self.width), BLOCK) {
+                    self.row_tiles(s, &self.rows, &block, self.stored(&columns, &block), &columns);
+                }
+            }
+            return;
+        }
+        let widens = size_of::<W>() < size_of::<f32>() && !S::WIDENS_FREELY;
         let mut widened = vec![0.0; if widens { COLUMNS * BLOCK } else { 0 }];
-        let mut first = self.rows.start;
-        while first < self.rows.end {
-            let rows = first..self.rows.end.min(first + ROW_BLOCK);
-            first = rows.end;
-            let mut k = 0;
-            while k < self.width {
-                let block = k..self.width.min(k + BLOCK);
-                k = block.end;
-                self.block(s, rows.clone(), block, &mut widened);
+        for rows in steps(&self.rows, ROW_BLOCK) {
+            for block in steps(&(0..self.width), BLOCK) {
+                for columns in steps(&self.columns, COLUMNS) {
+                    if widens {
+                        let wide = self.widen(s, &columns, &block, &mut widened);
+                        self.row_tiles(s, &rows, &block, wide, &columns);
+                    } else {
+                        let stored = self.stored(&columns, &block);
+                        self.row_tiles(s, &rows, &block, stored, &columns);
+                    }
+                }
             }
         }
     }
 }
 
+/// The range in steps of `len`, the last one shorter.
+fn steps(range: &Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let end = range.end;
+    range.clone().step_by(len).map(move |first| first..end.min(first + len))
+}
+
 impl<W: StoredFloat> Part<'_, W> {
-    /// Adds the products over one block of elements of at most `ROW_BLOCK` rows.
+    /// A block of one stored row.
     #[inline(always)]
-    fn block<S: Simd>(&self, s: S, rows: Range<usize>, block: Range<usize>, widened: &mut [f32]) {
-        let len = block.len();
-        let mut column = self.columns.start;
-        while column < self.columns.end {
-            let columns = COLUMNS.min(self.columns.end - column);
-            let place = (column, columns);
-            let stored = |i: usize| &self.weight[(column + i) * self.width + block.start..][..len];
-            if widened.is_empty() {
-                let mut pointers = [self.weight.as_ptr(); COLUMNS];
-                for (i, pointer) in pointers.iter_mut().enumerate().take(columns) {
-                    *pointer = stored(i).as_ptr();
-                }
-                self.row_tiles(s, rows.clone(), &block, pointers, place);
-            } else {
-                let mut pointers = [std::ptr::null(); COLUMNS];
-                for (i, to) in widened.chunks_exact_mut(BLOCK).enumerate().take(columns) {
-                    widen_into(s, stored(i), &mut to[..len]);
-                    pointers[i] = to.as_ptr();
-                }
-                self.row_tiles(s, rows.clone(), &block, pointers, place);
-            }
-            column += columns;
+    fn stored_row(&self, column: usize, block: &Range<usize>) -> &[W] {
+        &self.weight[column * self.width + block.start..][..block.len()]
+    }
+
+    /// A block of each of the stored rows; null after the last of them.
+    #[inline(always)]
+    fn stored(&self, columns: &Range<usize>, block: &Range<usize>) -> [*const W; COLUMNS] {
+        let mut pointers = [std::ptr::null(); COLUMNS];
+        for (pointer, column) in pointers.iter_mut().zip(columns.clone()) {
+            *pointer = self.stored_row(column, block).as_ptr();
         }
+        pointers
+    }
+
+    /// The same, widened into a buffer `[COLUMNS, BLOCK]` that several tiles of rows read.
+    #[inline(always)]
+    fn widen<S: Simd>(
+        &self,
+        s: S,
+        columns: &Range<usize>,
+        block: &Range<usize>,
+        widened: &mut [f32],
+    ) -> [*const f32; COLUMNS] {
+        let mut pointers = [std::ptr::null(); COLUMNS];
+        let buffers = widened.chunks_exact_mut(BLOCK).zip(columns.clone());
+        for (pointer, (to, column)) in pointers.iter_mut().zip(buffers) {
+            widen_into(s, self.stored_row(column, block), &mut to[..block.len()]);
+            *pointer = to.as_ptr();
+        }
+        pointers
     }
 
     /// Multiplies the rows with `columns` stored rows, as many at a time as registers hold.
@@ -249,24 +272,23 @@ impl<W: StoredFloat> Part<'_, W> {
     fn row_tiles<S: Simd, T: StoredFloat>(
         &self,
         s: S,
-        rows: Range<usize>,
+        rows: &Range<usize>,
         block: &Range<usize>,
         stored: [*const T; COLUMNS],
-        (column, columns): (usize, usize),
+        columns: &Range<usize>,
     ) {
         let mut row = rows.start;
         while row < rows.end {
             let left = rows.end - row;
             // Tiles of equal size: 7 rows are 4 and 3, not 6 and 1.
             let tile = left.div_ceil(left.div_ceil(S::TILE_ROWS));
-            let place = (row, column, columns);
             match tile {
-                6 => self.tile::<S, T, 6>(s, block, stored, place),
-                5 => self.tile::<S, T, 5>(s, block, stored, place),
-                4 => self.tile::<S, T, 4>(s, block, stored, place),
-                3 => self.tile::<S, T, 3>(s, block, stored, place),
-                2 => self.tile::<S, T, 2>(s, block, stored, place),
-                _ => self.tile::<S, T, 1>(s, block, stored, place),
+                6 => self.tile::<S, T, 6>(s, row, block, stored, columns),
+                5 => self.tile::<S, T, 5>(s, row, block, stored, columns),
+                4 => self.tile::<S, T, 4>(s, row, block, stored, columns),
+                3 => self.tile::<S, T, 3>(s, row, block, stored, columns),
+                2 => self.tile::<S, T, 2>(s, row, block, stored, columns),
+                _ => self.tile::<S, T, 1>(s, row, block, stored, columns),
             }
             row += tile;
         }
@@ -276,31 +298,32 @@ impl<W: StoredFloat> Part<'_, W> {
     fn tile<S: Simd, T: StoredFloat, const R: usize>(
         &self,
         s: S,
+        row: usize,
         block: &Range<usize>,
         stored: [*const T; COLUMNS],
-        (row, column, columns): (usize, usize, usize),
+        columns: &Range<usize>,
     ) {
         let mut x = [self.x.as_ptr(); R];
         for (i, pointer) in x.iter_mut().enumerate() {
             *pointer = self.x[(row + i) * self.width + block.start..][..block.len()].as_ptr();
         }
         let mut sums = [[0.0; COLUMNS]; R];
-        if columns == COLUMNS {
+        if columns.len() == COLUMNS {
             // SAFETY: all pointers are to `block.len()` elements, checked where they were made.
             sums = unsafe { simd::dot_tile(s, x, stored, block.len()) };
         } else {
-            for i in 0..columns {
+            for i in 0..columns.len() {
                 // SAFETY: as above.
                 let one = unsafe { simd::dot_tile(s, x, [stored[i]], block.len()) };
-                for r in 0..R {
-                    sums[r][i] = one[r][0];
+                for (sums, [sum]) in sums.iter_mut().zip(one) {
+                    sums[i] = sum;
                 }
             }
         }
         for (r, sums) in sums.iter().enumerate() {
-            for (i, sum) in sums.iter().enumerate().take(columns) {
+            for (sum, column) in sums.iter().zip(columns.clone()) {
                 // SAFETY: the element is in this part's rows and columns; see `SharedMut`.
-                unsafe { *self.y.0.add((row + r) * self.out + column + i) += sum };
+                unsafe { *self.y.0.add((row + r) * self.out + column) += sum };
             }
         }
     }

@@ -129,6 +129,9 @@ pub trait Simd: Copy + Send + Sync {
     /// Rows of the largest [`dot_tile`] with four columns that fits into the registers.
     const TILE_ROWS: usize;
 
+    /// Whether widening 16-bit floats as they are read costs next to nothing beside the products.
+    const WIDENS_FREELY: bool;
+
     /// A vector of `LANES` floats.
     type V: Copy;
 
@@ -201,9 +204,6 @@ pub trait Simd: Copy + Send + Sync {
 
     /// Four sums at once, each the same bits as from [`Simd::sum`].
     fn sum4(self, v: [Self::V; 4]) -> [f32; 4];
-
-    /// Asks for the cache line at `from`, or does nothing. Any address is allowed.
-    fn prefetch(self, from: *const u8);
 }
 
 #[cfg(test)]

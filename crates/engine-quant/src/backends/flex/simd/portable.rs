@@ -55,6 +55,7 @@ fn zip(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; L
 impl Simd for Portable {
     const LANES: usize = LANES;
     const TILE_ROWS: usize = if cfg!(target_arch = "aarch64") { 3 } else { 1 };
+    const WIDENS_FREELY: bool = false;
     type V = [f32; LANES];
 
     #[inline(always)]
@@ -178,7 +179,4 @@ impl Simd for Portable {
     fn sum4(self, v: [Self::V; 4]) -> [f32; 4] {
         [self.sum(v[0]), self.sum(v[1]), self.sum(v[2]), self.sum(v[3])]
     }
-
-    #[inline(always)]
-    fn prefetch(self, _from: *const u8) {}
 }

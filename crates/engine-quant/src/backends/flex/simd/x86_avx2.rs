@@ -25,6 +25,7 @@ static LANE_MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0
 impl Simd for Avx2 {
     const LANES: usize = 8;
     const TILE_ROWS: usize = 2;
+    const WIDENS_FREELY: bool = true;
     type V = __m256;
 
     #[inline(always)]
@@ -165,11 +166,5 @@ impl Simd for Avx2 {
             _mm_storeu_ps(sums.as_mut_ptr(), _mm_unpacklo_ps(ac, bd));
             sums
         }
-    }
-
-    #[inline(always)]
-    fn prefetch(self, from: *const u8) {
-        // SAFETY: a prefetch of any address is harmless.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
     }
 }

@@ -27,6 +27,7 @@ fn mask(len: usize) -> __mmask16 {
 impl Simd for Avx512 {
     const LANES: usize = 16;
     const TILE_ROWS: usize = 6;
+    const WIDENS_FREELY: bool = true;
     type V = __m512;
 
     #[inline(always)]
@@ -173,11 +174,5 @@ impl Simd for Avx512 {
             _mm_storeu_ps(sums.as_mut_ptr(), v);
             sums
         }
-    }
-
-    #[inline(always)]
-    fn prefetch(self, from: *const u8) {
-        // SAFETY: a prefetch of any address is harmless.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
     }
 }

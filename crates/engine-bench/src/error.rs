@@ -1,0 +1,64 @@
+use std::{io, path::PathBuf};
+
+use engine::{DeviceError, EngineError, GenerateError, HubError, LoadError, SubmitError};
+use thiserror::Error;
+
+/// Why something could not be measured.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BenchError {
+    /// The device cannot be used.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The model cannot be found.
+    #[error(transparent)]
+    Model(#[from] HubError),
+    /// The model's configuration cannot be read.
+    #[error(transparent)]
+    Config(#[from] LoadError),
+    /// The engine could not be made, or the device not be measured.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The engine refused the prompt.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    /// The engine failed on the way.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    /// No shape has this name.
+    #[error("unknown shape `{name}`: use one of {known}")]
+    UnknownShape {
+        /// What was given.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+    /// No weight format has this name.
+    #[error("unknown weight format `{name}`: this version keeps weights as they are, use none")]
+    UnknownQuant {
+        /// What was given.
+        name: String,
+    },
+    /// A number makes no sense.
+    #[error("{name} is 0: give at least 1")]
+    Zero {
+        /// Which one.
+        name: &'static str,
+    },
+    /// A file of random weights could not be written.
+    #[error("cannot write {size_mib} MiB of random weights to {}: {source}", path.display())]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// How large the model is.
+        size_mib: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A run ended before anything could be timed.
+    #[error("the run ended before all {batch} prompts were computed")]
+    EndedEarly {
+        /// Requests of the run.
+        batch: usize,
+    },
+}

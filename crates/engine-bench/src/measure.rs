@@ -1,0 +1,254 @@
+//! One row: the same batch several times, timed step by step.
+
+use std::{collections::HashMap, time::Instant};
+
+use engine::{
+    Device, Engine, EngineCore, EngineInfo, Event, MemoryPlan, ModelConfig, Request, RequestId,
+};
+
+use crate::{
+    BenchError, Machine, Row, Spread,
+    machine::{peak_memory_bytes, reset_peak_memory},
+    splitmix::SplitMix64,
+};
+
+/// One row's batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Task {
+    pub batch: usize,
+    pub prompt_len: usize,
+    pub output_len: usize,
+}
+
+/// Positions in a block of the KV storage, the engine's default.
+const BLOCK: usize = 16;
+/// Tokens of one step, the engine's default.
+const STEP_TOKENS: usize = 512;
+
+impl Task {
+    fn step_tokens(&self) -> usize {
+        STEP_TOKENS.max(2 * self.batch)
+    }
+
+    /// Tokens that the first sequences generate before the last prompt is computed: they share
+    /// each step's budget with what is left of the prompts.
+    fn stagger(&self) -> usize {
+        if self.batch == 1 {
+            return 0;
+        }
+        let for_prompts = self.step_tokens() - self.batch;
+        (self.batch * self.prompt_len).div_ceil(for_prompts) + 2
+    }
+
+    /// New tokens of a request, so that all of them decode together for `output_len` tokens.
+    fn max_tokens(&self, context: usize) -> usize {
+        let room = context.saturating_sub(self.prompt_len);
+        (self.output_len + self.stagger()).min(room).max(self.output_len)
+    }
+
+    fn sequence_len(&self, context: usize) -> usize {
+        self.prompt_len + self.max_tokens(context)
+    }
+}
+
+/// Loads a model with room for the task and no more.
+pub(crate) fn load(
+    model: String,
+    device: Device,
+    threads: usize,
+    task: &Task,
+) -> Result<EngineCore, BenchError> {
+    let config = ModelConfig::load(&model)?;
+    let context = config.max_context();
+    let sequence_len = task.sequence_len(context);
+    let kv_tokens = task.batch * BLOCK * (sequence_len.div_ceil(BLOCK) + 1);
+    let plan = MemoryPlan::new(&config, 0, None, context, BLOCK, None);
+    reset_peak_memory();
+    let core = Engine::builder(model)
+        .device(device)
+        .threads(threads)
+        .block_size(BLOCK)
+        .kv_cache_bytes(kv_tokens * plan.kv_bytes_per_token)
+        // A prompt that the model has no room for is refused when it is submitted.
+        .max_context(sequence_len.min(context))
+        .max_sequences(task.batch)
+        .max_queue(task.batch)
+        .max_batched_tokens(task.step_tokens())
+        .prefix_caching(false)
+        .load_core()?;
+    Ok(core)
+}
+
+/// Runs a task once to warm up and then `repeats` times.
+pub(crate) fn measure(
+    core: &mut EngineCore,
+    task: &Task,
+    repeats: usize,
+    machine: &Machine,
+    row: Row,
+) -> Result<Row, BenchError> {
+    run_once(core, task, 0)?;
+    let timings = (1..=repeats as u64)
+        .map(|seed| run_once(core, task, seed))
+        .collect::<Result<Vec<_>, _>>()?;
+    let info = core.info();
+    let spread = |value: &dyn Fn(&Timing) -> Option<f64>| {
+        Spread::of(timings.iter().filter_map(value).collect())
+    };
+    let ttft = spread(&|timing| Some(timing.first_token_s * 1e3));
+    let prefill = spread(&|timing| Some((task.batch * task.prompt_len) as f64 / timing.prefill_s));
+    let steps = spread(&|timing| timing.steps_per_s);
+    let decode = steps.map(|steps| steps.scaled(task.batch as f64));
+    let context_len = timings.first().map_or(0.0, |timing| timing.context_len);
+    let bytes = bytes_per_step(info, task.batch, context_len);
+    let flops = flops_per_prompt_token(&info.config);
+    Ok(Row {
+        weight_bytes: Some(info.memory.weight_bytes as u64),
+        load_s: Some(info.load_time.as_secs_f64()),
+        ttft_ms: ttft.map(|ttft| ttft.median),
+        ttft_ms_spread: ttft,
+        prefill_tokens_per_s: prefill.map(|prefill| prefill.median),
+        prefill_tokens_per_s_spread: prefill,
+        decode_tokens_per_s: decode.map(|decode| decode.median),
+        decode_tokens_per_s_spread: decode,
+        peak_memory_bytes: peak_memory_bytes(),
+        bytes_per_step: Some(bytes),
+        bandwidth_fraction: steps.map(|steps| bytes * steps.median / machine.bandwidth_bytes_per_s),
+        matrix_fraction: prefill.map(|prefill| flops * prefill.median / machine.matrix_flops_per_s),
+        ..row
+    })
+}
+
+/// What one run took.
+struct Timing {
+    /// Median over the requests.
+    first_token_s: f64,
+    /// Until the last prompt was computed.
+    prefill_s: f64,
+    /// Steps in which every sequence got a token.
+    steps_per_s: Option<f64>,
+    /// Mean positions that a sequence's queries saw in those steps.
+    context_len: f64,
+}
+
+fn run_once(core: &mut EngineCore, task: &Task, seed: u64) -> Result<Timing, BenchError> {
+    let info = core.info().clone();
+    let (vocab, max_tokens) = (info.config.vocab_size as u64, task.max_tokens(info.max_context));
+    let mut random = SplitMix64(seed);
+    let prompts: Vec<Vec<u32>> = (0..task.batch)
+        .map(|_| (0..task.prompt_len).map(|_| (random.next() % vocab) as u32).collect())
+        .collect();
+    let start = Instant::now();
+    let ids = prompts
+        .into_iter()
+        .map(|prompt| core.submit(Request::tokens(prompt).max_tokens(max_tokens).ignore_eos()))
+        .collect::<Result<Vec<_>, _>>()?;
+    let timing = follow(core, task, start);
+    // The first sequences of a batch are longer than what was timed.
+    ids.into_iter().for_each(|id| core.cancel(id));
+    while core.has_work() {
+        core.step();
+    }
+    timing
+}
+
+fn follow(core: &mut EngineCore, task: &Task, start: Instant) -> Result<Timing, BenchError> {
+    let mut first: HashMap<RequestId, f64> = HashMap::new();
+    let mut prefill_s = None;
+    let (mut before, mut decode_steps, mut decode_s) = (0, 0, 0.0);
+    while core.has_work() && decode_steps + 1 < task.output_len.max(2) {
+        let events = core.step();
+        let now = start.elapsed().as_secs_f64();
+        let mut tokens = 0;
+        for (id, event) in events {
+            if let Event::Token { .. } = event? {
+                first.entry(id).or_insert(now);
+                tokens += 1;
+            }
+        }
+        match prefill_s {
+            None => {
+                before += tokens;
+                prefill_s = (first.len() == task.batch).then_some(now);
+                if task.output_len == 1 && prefill_s.is_some() {
+                    break;
+                }
+            }
+            Some(prefill) if tokens == task.batch => {
+                decode_steps += 1;
+                decode_s = now - prefill;
+            }
+            Some(_) => break,
+        }
+    }
+    let prefill_s = prefill_s.ok_or(BenchError::EndedEarly { batch: task.batch })?;
+    let first_tokens = Spread::of(first.into_values().collect());
+    let generated = before as f64 / task.batch as f64;
+    Ok(Timing {
+        first_token_s: first_tokens.map_or(prefill_s, |first| first.median),
+        prefill_s,
+        steps_per_s: (decode_steps > 0).then(|| decode_steps as f64 / decode_s),
+        context_len: task.prompt_len as f64 + generated + (decode_steps as f64 - 1.0) / 2.0,
+    })
+}
+
+/// Bytes that one decode step must read: every weight once, and the keys and values of every
+/// sequence. Of an embedding that is not the output matrix a step reads a few rows, so it is out.
+fn bytes_per_step(info: &EngineInfo, batch: usize, context_len: f64) -> f64 {
+    let config = &info.config;
+    let table = config.vocab_size
+        * config.hidden_size
+        * config.dtype.map_or(size_of::<u16>(), |dtype| dtype.num_bytes());
+    let unread = if config.tie_word_embeddings { 0 } else { table };
+    let row_bytes = info.memory.kv_bytes_per_token as f64 / config.num_layers as f64;
+    let seen =
+        |window: Option<usize>| window.map_or(context_len, |window| context_len.min(window as f64));
+    let positions: f64 = config.layers.iter().map(|layer| seen(layer.window)).sum();
+    info.memory.weight_bytes.saturating_sub(unread) as f64 + batch as f64 * positions * row_bytes
+}
+
+/// Multiplications and additions of a prompt token in the layers' matrices.
+fn flops_per_prompt_token(config: &ModelConfig) -> f64 {
+    let query = config.num_heads * config.head_dim;
+    let attention = config.hidden_size * (2 * query + 2 * config.kv_row_len());
+    let mlp = 3 * config.hidden_size * config.intermediate_size;
+    2.0 * (config.num_layers * (attention + mlp)) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/models/stories260K");
+
+    #[test]
+    fn every_sequence_of_a_batch_decodes_together_for_the_whole_output() {
+        let task = Task { batch: 8, prompt_len: 100, output_len: 10 };
+        let mut core = load(MODEL.to_owned(), Device::Cpu, 2, &task).unwrap();
+        let timing = run_once(&mut core, &task, 1).unwrap();
+        assert!(timing.steps_per_s.unwrap() > 0.0);
+        assert!(timing.prefill_s >= timing.first_token_s);
+        // Nine full steps follow the prompts; the first sequences are a token or two ahead.
+        let ahead = timing.context_len - (100.0 + 1.0 + 4.0);
+        assert!((0.0..=2.0).contains(&ahead), "{}", timing.context_len);
+        assert!(!core.has_work());
+    }
+
+    #[test]
+    fn one_token_has_no_decode_speed() {
+        let task = Task { batch: 1, prompt_len: 4, output_len: 1 };
+        let mut core = load(MODEL.to_owned(), Device::Cpu, 1, &task).unwrap();
+        assert_eq!(run_once(&mut core, &task, 1).unwrap().steps_per_s, None);
+    }
+
+    #[test]
+    fn a_step_reads_the_weights_once_and_each_sequences_keys_and_values() {
+        let task = Task { batch: 1, prompt_len: 4, output_len: 2 };
+        let core = load(MODEL.to_owned(), Device::Cpu, 1, &task).unwrap();
+        let info = core.info();
+        let one = bytes_per_step(info, 1, 100.0);
+        let kv = (100 * info.memory.kv_bytes_per_token) as f64;
+        assert_eq!(one, info.memory.weight_bytes as f64 + kv);
+        assert_eq!(bytes_per_step(info, 3, 100.0), one + 2.0 * kv);
+    }
+}

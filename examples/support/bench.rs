@@ -1,0 +1,100 @@
+//! The command line of the benchmarks.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use engine::Device;
+use engine_bench::{Plan, Shape, Source, Stage, run};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{DEFAULT_MODEL, Failure, output, quant_scheme};
+
+#[derive(Parser)]
+#[command(about = "Measures the machine, then how fast models run on it; the table goes to stdout")]
+struct Options {
+    /// Model directories or Hub ids to measure; by default the repository's small model
+    #[arg(long, value_name = "DIR", value_delimiter = ',')]
+    model: Vec<String>,
+    /// Random weights in these shapes, as tinyllama-1.1b,qwen3-4b; written once to the folder for
+    /// temporary files
+    #[arg(long, value_delimiter = ',', value_parser = Shape::named)]
+    shape: Vec<Shape>,
+    /// Measure here instead, as cuda:1
+    #[arg(long)]
+    device: Option<Device>,
+    /// Weight formats: none keeps the checkpoint's
+    #[arg(long, value_delimiter = ',', default_value = "none", value_parser = quant_scheme)]
+    quant: Vec<String>,
+    /// Requests at once
+    #[arg(long, value_delimiter = ',', default_value = "1,8")]
+    batch: Vec<usize>,
+    /// Tokens of each prompt
+    #[arg(long, value_delimiter = ',', default_value = "128")]
+    prompt_tokens: Vec<usize>,
+    /// New tokens of each request
+    #[arg(long, value_delimiter = ',', default_value = "64")]
+    output_tokens: Vec<usize>,
+    /// Threads of the CPU kernels; all cores by default
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Measured runs of each row, after one to warm up
+    #[arg(long, default_value_t = 5)]
+    repeats: usize,
+    /// Write the report as JSON too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Runs the benchmark of one device.
+pub fn main(device: Device) -> ExitCode {
+    super::run(|options| bench(options, device))
+}
+
+fn bench(options: Options, device: Device) -> Result<(), Failure> {
+    let device = options.device.unwrap_or(device);
+    device.select()?;
+    let json = options.json.as_deref().map(output::WholeFile::create).transpose()?;
+    let mut sources: Vec<Source> = options.model.into_iter().map(Source::Model).collect();
+    sources.extend(options.shape.into_iter().map(Source::Shape));
+    if sources.is_empty() {
+        eprintln!("the repository's small model; --shape tinyllama-1.1b measures a real size");
+        sources.push(Source::Model(DEFAULT_MODEL.to_owned()));
+    }
+    let plan = Plan {
+        sources,
+        quants: options.quant,
+        batches: options.batch,
+        prompt_lens: options.prompt_tokens,
+        output_lens: options.output_tokens,
+        device,
+        threads: options.threads,
+        repeats: options.repeats,
+    };
+    let report = run(&plan, &mut show_progress())?;
+    if let Some(file) = json {
+        file.write(&serde_json::to_vec_pretty(&report)?)?;
+    }
+    output::print(&report.markdown())?;
+    Ok(())
+}
+
+/// Notes as lines and bytes as a bar, on stderr.
+fn show_progress() -> impl FnMut(Stage) {
+    let style = ProgressStyle::with_template("{msg:28!} {wide_bar} {bytes}/{total_bytes} {eta}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::no_length().with_style(style);
+    move |stage| match stage {
+        Stage::Note(line) => eprintln!("{line}"),
+        Stage::Failed(line) => eprintln!("not measured: {line}"),
+        Stage::Bytes { name, done, total } => {
+            bar.set_length(total);
+            bar.set_position(done);
+            bar.set_message(name);
+            if done >= total {
+                bar.finish_and_clear();
+                bar.reset();
+            }
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,374 @@
+//! The examples as a user meets them: run as processes, with good and with foolish input.
+
+mod common;
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use common::{Fixture, data, max_difference, model};
+use engine::Device;
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+/// What a process did.
+struct Output {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+/// The built example; `cargo test` puts it beside the tests.
+fn example(name: &str) -> Command {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.parent().and_then(Path::parent).unwrap();
+    let path = profile.join("examples").join(name).with_extension(std::env::consts::EXE_EXTENSION);
+    assert!(path.is_file(), "{} is not built: cargo build --examples", path.display());
+    Command::new(path)
+}
+
+fn run(name: &str, arguments: &[&str]) -> Output {
+    finished(example(name).args(arguments).stdin(Stdio::null()).output().unwrap())
+}
+
+fn run_with_input(name: &str, arguments: &[&str], input: &str) -> Output {
+    let pipes = |command: &mut Command| {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
+    };
+    let mut child = pipes(example(name).args(arguments)).unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    finished(child.wait_with_output().unwrap())
+}
+
+fn finished(output: std::process::Output) -> Output {
+    Output {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// Standard output of a run that must succeed.
+fn accepted(name: &str, arguments: &[&str]) -> String {
+    let output = run(name, arguments);
+    assert_eq!(output.code, Some(0), "{name} {arguments:?}: {}", output.stderr);
+    output.stdout
+}
+
+/// The one line of a run that must be refused.
+fn refused(name: &str, arguments: &[&str]) -> String {
+    let output = run(name, arguments);
+    let about = format!("{name} {arguments:?}\n{}", output.stderr);
+    assert_eq!(output.code, Some(2), "{about}");
+    assert_eq!(output.stdout, "", "{about}");
+    let errors = output.stderr.lines().filter(|line| line.starts_with("error:")).count();
+    assert_eq!(errors, 1, "{about}");
+    let last = output.stderr.lines().last().unwrap();
+    assert!(last.starts_with("error: "), "{about}");
+    assert!(!output.stderr.contains("panicked"), "{about}");
+    last.to_owned()
+}
+
+/// Refused, and the line says each of `words`.
+fn refused_saying(name: &str, arguments: &[&str], words: &[&str]) {
+    let line = refused(name, arguments);
+    for word in words {
+        assert!(line.contains(word), "{name} {arguments:?} does not say `{word}`: {line}");
+    }
+}
+
+fn stories_text(key: &str) -> String {
+    let fixture = Fixture::open("stories260K");
+    fixture.json["prompts"][0][key].as_str().unwrap().to_owned()
+}
+
+fn is_empty(folder: &Path) -> bool {
+    fs::read_dir(folder).unwrap().next().is_none()
+}
+
+/// A copy of the small model, to be damaged.
+fn copied_model(folder: &Path) -> PathBuf {
+    let copy = folder.join("model");
+    fs::create_dir(&copy).unwrap();
+    for entry in fs::read_dir(model("stories260K")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+    }
+    copy
+}
+
+#[test]
+fn chat_completes_a_prompt_as_the_reference_does() {
+    let arguments = ["--device", "cpu", "--prompt", "Once upon a time", "--temperature", "0"];
+    let expected = stories_text("greedy_text");
+    assert_eq!(accepted("chat", &arguments), format!("{expected}\n"));
+    let short = accepted("chat", &[&arguments[..], &["--max-tokens", "3"]].concat());
+    assert!(expected.starts_with(short.trim_end()) && short.len() < 30, "{short}");
+}
+
+#[test]
+fn chat_draws_the_same_text_from_the_same_seed() {
+    let draw = |seed| {
+        let options = ["--device", "cpu", "--prompt", "Lily", "--temperature", "1.2"];
+        accepted("chat", &[&options[..], &["--max-tokens", "24", "--seed", seed]].concat())
+    };
+    assert_eq!(draw("7"), draw("7"));
+    assert_ne!(draw("7"), draw("8"));
+}
+
+#[test]
+fn chat_goes_on_with_each_line_and_says_how_it_went() {
+    let options = ["--device", "cpu", "--temperature", "0", "--max-tokens", "8"];
+    let input = "Once upon a time\n\n/stats\n/nonsense\n/reset\nOnce upon a time\n/quit\nunread\n";
+    let output = run_with_input("chat", &options, input);
+    assert_eq!(output.code, Some(0), "{}", output.stderr);
+    let lines: Vec<_> = output.stdout.lines().collect();
+    let [first, second, again] = lines[..] else { panic!("{}", output.stdout) };
+    let reference = stories_text("greedy_text");
+    assert!(reference.starts_with(&format!("{first}{second}")), "{first}{second}");
+    assert_eq!(first, again);
+    assert!(output.stderr.contains("prompt 13 tokens"), "{}", output.stderr);
+    assert!(output.stderr.contains("unknown command /nonsense"), "{}", output.stderr);
+    let hints = output.stderr.matches("has no chat template").count();
+    assert_eq!(hints, 1, "{}", output.stderr);
+}
+
+#[test]
+fn chat_says_that_the_context_is_full() {
+    let options = ["--device", "cpu", "--temperature", "0", "--max-context", "24"];
+    let output = run_with_input("chat", &options, "Once upon a time\nand then\n");
+    assert_eq!(output.code, Some(2), "{}", output.stderr);
+    assert!(output.stderr.contains("the context of 24 tokens is full"), "{}", output.stderr);
+    assert!(output.stderr.lines().last().unwrap().contains("/reset"), "{}", output.stderr);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_reader_that_goes_away_is_no_failure() {
+    let mut command = example("chat");
+    command.args(["--device", "cpu", "--prompt", "Once upon a time", "--max-tokens", "200"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = finished(child.wait_with_output().unwrap());
+    assert!(!output.stderr.contains("panicked"), "{}", output.stderr);
+    assert_eq!(output.code, Some(0), "{}", output.stderr);
+}
+
+#[test]
+fn generate_prints_the_reference_tokens() {
+    let fixture = Fixture::open("stories260K");
+    let ids = |name: &str| fixture.ids(name).iter().map(u32::to_string).collect::<Vec<_>>();
+    let tokens = ids("prompt0.input_ids").join(",");
+    let arguments =
+        ["--device", "cpu", "--tokens", &tokens, "--max-tokens", "64", "--ignore-eos", "--json"];
+    let json: Value = serde_json::from_str(&accepted("generate", &arguments)).unwrap();
+    let expected: Vec<Value> =
+        fixture.ids("prompt0.greedy_ids").into_iter().map(Value::from).collect();
+    assert_eq!(json["tokens"].as_array(), Some(&expected));
+}
+
+#[test]
+fn logits_are_those_of_the_reference() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("logits.safetensors");
+    let fixture = Fixture::open("stories260K");
+    let ids = fixture.ids("prompt0.input_ids");
+    let tokens = ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    let path = file.display().to_string();
+    let stdout = accepted("logits", &["--device", "cpu", "--tokens", &tokens, "--output", &path]);
+    assert_eq!(stdout, "");
+    let bytes = fs::read(&file).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let logits = tensors.tensor("logits").unwrap();
+    assert_eq!(logits.shape(), [ids.len(), 512]);
+    let found: Vec<f32> =
+        logits.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    let expected = fixture.floats("prompt0.logits").unwrap();
+    assert!(max_difference(&found, &expected) < common::LOGIT_TOLERANCE);
+}
+
+#[test]
+fn perplexities_are_those_of_the_reference() {
+    let fixture = Fixture::open("stories260K");
+    let mut compared = 0;
+    for expected in fixture.json["perplexity"].as_array().unwrap() {
+        let text = data().join("text").join(expected["text"].as_str().unwrap());
+        if !text.is_file() {
+            continue;
+        }
+        let method = match expected["method"].as_str().unwrap() {
+            "per_document" => "per-document",
+            "chunked256" => "chunked:256",
+            "strided256_128" => "strided:256:128",
+            other => panic!("unknown method {other}"),
+        };
+        let text = text.display().to_string();
+        let arguments = ["--device", "cpu", "--text", &text, "--method", method, "--json"];
+        let found: Value = serde_json::from_str(&accepted("perplexity", &arguments)).unwrap();
+        for (key, reference) in [("perplexity", "perplexity"), ("mean_nll", "mean_nll")] {
+            let (found, reference) = (found[key].as_f64(), expected[reference].as_f64());
+            let relative = found.unwrap() / reference.unwrap() - 1.0;
+            assert!(relative.abs() < 1e-3, "{text} {method} {key}: {found:?}, {reference:?}");
+        }
+        assert_eq!(found["scored_tokens"], expected["n_scored"]);
+        assert!(found["weight_bytes"].as_u64().unwrap() > 100_000);
+        compared += 1;
+    }
+    assert_eq!(compared, 5);
+}
+
+#[test]
+fn the_benchmark_writes_its_table_and_its_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("report.json");
+    let path = file.display().to_string();
+    let row = ["--batch", "2", "--prompt-tokens", "20", "--output-tokens", "5", "--threads", "1"];
+    let table = accepted("bench_cpu", &[&row[..], &["--repeats", "2", "--json", &path]].concat());
+    assert_eq!(table.lines().filter(|line| line.starts_with("| engine cpu |")).count(), 1);
+    let report: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    assert!(report["machine"]["bandwidth_bytes_per_s"].as_f64().unwrap() > 1e8);
+    assert!(report["machine"]["matrix_flops_per_s"].as_f64().unwrap() > 1e8);
+    let [row] = &report["rows"].as_array().unwrap()[..] else { panic!("{report}") };
+    let asked = [("batch", 2), ("prompt_tokens", 20), ("output_tokens", 5), ("repeats", 2)];
+    asked.iter().for_each(|(key, value)| assert_eq!(row[key], *value, "{key}"));
+    assert_eq!((&row["shape"], &row["quant"]), (&"stories260K".into(), &"none".into()));
+    for key in ["ttft_ms", "prefill_tokens_per_s", "decode_tokens_per_s", "bandwidth_fraction"] {
+        assert!(row[key].as_f64().unwrap() > 0.0, "{key}: {row}");
+    }
+    let has_peak = row["peak_memory_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20);
+    assert_eq!(has_peak, cfg!(target_os = "linux"), "{row}");
+}
+
+#[test]
+fn help_is_help() {
+    for name in ["chat", "generate", "logits", "perplexity", "bench_cpu"] {
+        assert!(accepted(name, &["--help"]).contains("--model"), "{name}");
+    }
+}
+
+#[test]
+fn missing_and_unknown_options_are_refused() {
+    refused_saying("generate", &[], &["--tokens"]);
+    refused_saying("logits", &["--tokens", "1"], &["--output"]);
+    refused_saying("perplexity", &[], &["--text"]);
+    refused_saying("chat", &["--promt", "x"], &["--promt"]);
+    refused_saying("generate", &["--tokens", "1,x"], &["`x`", "token id"]);
+    refused_saying("generate", &["--tokens", "1", "--max-tokens", "-3"], &["-3"]);
+    refused_saying("generate", &["--tokens", "1", "--device", "gpu"], &["gpu", "cuda"]);
+    refused_saying("generate", &["--tokens", "1", "--quant", "int9"], &["int9", "none"]);
+    refused_saying("bench_cpu", &["--quant", "int9"], &["int9", "none"]);
+    refused_saying("bench_cpu", &["--shape", "llama-9"], &["llama-9", "tinyllama-1.1b"]);
+    refused_saying("bench_cpu", &["--batch", "0"], &["batch is 0"]);
+    let text = data().join("text/excerpt_alice.txt").display().to_string();
+    let method = ["--text", &text, "--method", "chunked:1"];
+    refused_saying("perplexity", &method, &["chunked:1", "strided:N:S"]);
+}
+
+#[test]
+fn models_that_are_none_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let with = |path: &Path, words: &[&str]| {
+        let path = path.display().to_string();
+        refused_saying("generate", &["--model", &path, "--tokens", "1"], words);
+        refused_saying("chat", &["--model", &path, "--prompt", "x"], words);
+        refused_saying("bench_cpu", &["--model", &path], words);
+    };
+    with(&folder.path().join("nothing"), &["nothing"]);
+    with(&model("stories260K").join("config.json"), &["config.json"]);
+    with(folder.path(), &["config.json"]);
+
+    let damaged = copied_model(folder.path());
+    let weights = damaged.join("model.safetensors");
+    let file = fs::File::options().write(true).open(&weights).unwrap();
+    file.set_len(fs::metadata(&weights).unwrap().len() / 2).unwrap();
+    let path = damaged.display().to_string();
+    let output = folder.path().join("logits.safetensors");
+    let out = output.display().to_string();
+    let arguments = ["--model", &path, "--tokens", "1", "--output", &out];
+    refused_saying("logits", &arguments, &["model.safetensors"]);
+    assert!(!output.exists());
+    fs::remove_file(damaged.join("tokenizer.json")).unwrap();
+    refused("chat", &["--model", &path, "--prompt", "x"]);
+}
+
+#[test]
+fn prompts_that_cannot_run_are_refused() {
+    let on_cpu = |arguments: &[&str], words: &[&str]| {
+        refused_saying("generate", &[&["--device", "cpu"], arguments].concat(), words);
+    };
+    on_cpu(&["--tokens", "1,512"], &["512", "position 1", "vocabulary"]);
+    on_cpu(&["--tokens", "4294967296"], &["4294967296"]);
+    on_cpu(&["--tokens", ""], &["token id"]);
+    on_cpu(&["--prompt", ""], &["--prompt"]);
+    on_cpu(&["--tokens", "1", "--max-tokens", "1000"], &["1000", "512"]);
+    on_cpu(&["--tokens", &["1"; 600].join(",")], &["600", "512"]);
+    on_cpu(&["--tokens", "1", "--max-context", "4096"], &["4096", "512"]);
+    on_cpu(&["--tokens", "1", "--threads", "0"], &["threads"]);
+    on_cpu(&["--tokens", "1", "--n", "0"], &["n is 0"]);
+    refused_saying("chat", &["--prompt", ""], &["--prompt"]);
+    let long = "Once upon a time ".repeat(300);
+    refused_saying("chat", &["--device", "cpu", "--prompt", &long], &["512", "context"]);
+}
+
+#[test]
+fn absurd_sampling_is_refused() {
+    for (option, value) in [
+        ("--temperature", "-1"),
+        ("--temperature", "nan"),
+        ("--top-p", "0"),
+        ("--top-p", "1.5"),
+        ("--min-p", "2"),
+        ("--repetition-penalty", "0"),
+        ("--presence-penalty", "inf"),
+        ("--top-k", "-1"),
+        ("--seed", "x"),
+    ] {
+        let value = format!("{option}={value}");
+        refused("generate", &["--device", "cpu", "--tokens", "1", &value]);
+        refused("chat", &["--device", "cpu", "--prompt", "x", &value]);
+    }
+}
+
+#[test]
+fn what_cannot_be_written_is_refused_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let logits = |token: &str, output: &str, word: &str| {
+        let arguments = ["--device", "cpu", "--tokens", token, "--output", output];
+        refused_saying("logits", &arguments, &[word]);
+    };
+    logits("1", &path("no/such/folder.safetensors"), "folder.safetensors");
+    logits("1", &folder.path().display().to_string(), "is a directory");
+    logits("9999", &path("logits.safetensors"), "9999");
+    refused_saying("bench_cpu", &["--json", &path("no/report.json")], &["report.json"]);
+    let failing = ["--model", "/no/such/model", "--json", &path("report.json")];
+    refused_saying("bench_cpu", &failing, &["/no/such/model"]);
+    assert!(is_empty(folder.path()));
+}
+
+#[test]
+fn texts_that_cannot_be_scored_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let score = |name: &str, content: Option<&[u8]>, words: &[&str]| {
+        let file = folder.path().join(name);
+        content.iter().for_each(|bytes| fs::write(&file, bytes).unwrap());
+        let path = file.display().to_string();
+        refused_saying("perplexity", &["--device", "cpu", "--text", &path], words);
+    };
+    score("missing.txt", None, &["missing.txt"]);
+    score("empty.txt", Some(b""), &["no token to score"]);
+    score("broken.txt", Some(b"\xff\xfe"), &["broken.txt"]);
+}
+
+#[test]
+fn a_device_that_is_not_there_is_refused() {
+    for (name, device) in [("bench_wgpu", Device::Wgpu), ("bench_cuda", Device::Cuda(0))] {
+        if let Err(error) = device.select() {
+            refused_saying(name, &[], &[&error.to_string()]);
+        }
+    }
+    refused_saying("generate", &["--device", "cuda:99", "--tokens", "1"], &["cuda:99"]);
+}
