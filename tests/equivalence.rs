@@ -137,7 +137,7 @@ fn random_combinations(device: Device, models: &'static [&'static str], cases: u
 
 #[test]
 fn random_combinations_change_nothing_on_the_cpu() {
-    random_combinations(Device::Cpu, &MODELS, 64);
+    random_combinations(Device::Cpu, &MODELS, 160);
 }
 
 #[test]
