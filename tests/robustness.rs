@@ -263,6 +263,28 @@ fn logit_bias_bans_and_forces() {
 }
 
 #[test]
+fn penalties_count_what_was_generated() {
+    let engine = stories();
+    let sampling = SamplingParams::greedy().with_frequency_penalty(0.6).with_presence_penalty(0.9);
+    let request = Request::text(PROMPT).max_tokens(40).sampling(sampling.with_logprobs(512));
+    let completion = engine.generate(request.ignore_eos()).unwrap();
+    let mut counts = [0.0; 512];
+    let mut changed = false;
+    for (token, logprobs) in completion.tokens().iter().zip(&completion.choices[0].logprobs) {
+        // Penalties are subtracted, so log-probabilities order tokens as logits do.
+        let penalised = |(token, logprob): &(u32, f32)| {
+            let count: f32 = counts[*token as usize];
+            (logprob - 0.6 * count - if count > 0.0 { 0.9 } else { 0.0 }, *token)
+        };
+        let best = logprobs.top.iter().map(penalised).max_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
+        assert_eq!(*token, best.1);
+        changed |= logprobs.top[0].0 != *token;
+        counts[*token as usize] += 1.0;
+    }
+    assert!(changed, "the penalties never mattered");
+}
+
+#[test]
 fn log_probabilities_are_a_distribution_in_order() {
     let engine = stories();
     let sampling = SamplingParams::greedy().with_logprobs(512);
