@@ -281,3 +281,56 @@ impl PromptRecorder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use engine_sched::{Scheduler, SchedulerConfig, SequenceRequest};
+
+    use super::*;
+
+    /// A device that computes and is lost when its result is read.
+    struct Lost;
+
+    fn lost<T>() -> Result<T, ExecuteError> {
+        Err(ExecuteError::Device { message: "lost".to_owned() })
+    }
+
+    impl Runner for Lost {
+        fn run(&mut self, _: Step) -> Result<Box<dyn Logits>, ExecuteError> {
+            Ok(Box::new(Lost))
+        }
+
+        fn weight_bytes(&self) -> usize {
+            0
+        }
+
+        fn weight_formats(&self) -> Vec<(&'static str, usize)> {
+            Vec::new()
+        }
+    }
+
+    impl Logits for Lost {
+        fn choose(&self, _: &[u32], _: &[TokenChoice]) -> Result<Vec<Option<u32>>, ExecuteError> {
+            lost()
+        }
+
+        fn download(&self, _: &[u32]) -> Result<Vec<f32>, ExecuteError> {
+            lost()
+        }
+    }
+
+    #[test]
+    fn an_executor_that_failed_once_says_that_it_must_be_loaded_again() {
+        let mut scheduler = Scheduler::new(SchedulerConfig::default()).unwrap();
+        let mut executor = ModelExecutor::new(Box::new(Lost), 8, 16);
+        for expected in [lost::<()>().unwrap_err(), ExecuteError::Poisoned] {
+            scheduler.submit(SequenceRequest::new(vec![1, 2])).unwrap();
+            let batch = scheduler.schedule(Duration::ZERO);
+            assert_eq!(executor.execute(&batch).unwrap_err(), expected);
+            assert!(!scheduler.abort(batch, Duration::ZERO).is_empty());
+        }
+        assert!(!scheduler.has_work());
+    }
+}
