@@ -180,6 +180,19 @@ fn above_a_length_every_token_is_its_own_epoch() {
 }
 
 #[test]
+fn keys_of_one_length_do_not_drive_out_those_that_others_can_use() {
+    let config = SchedulerConfig { cache_epochs: CacheEpochs::EveryLengthAbove(9), ..small() };
+    let mut driver = Driver::new(config);
+    driver.submit(request(1, 9, 1));
+    driver.run();
+    driver.submit(request(2, 9, 20));
+    driver.run();
+    driver.submit(request(1, 9, 1));
+    let updates = driver.run();
+    assert_eq!(updates[0].cached_prompt_tokens, 8);
+}
+
+#[test]
 fn a_prompt_can_be_scored_without_sampling() {
     let mut driver = Driver::new(small());
     driver.submit(SequenceRequest { prompt_logits: true, ..request(1, 20, 0) });
