@@ -1,6 +1,8 @@
 //! Too much to do and too little room: preemption, priorities, waiting, deadlines, cancellation and
 //! failure, each with exact expectations.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use common::{Driver, chunks, finishes, ms, prompt, request, tokens_of};

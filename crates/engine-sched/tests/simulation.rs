@@ -1,6 +1,8 @@
 //! Whole runs on a virtual clock: whatever is shared, preempted, swapped, cancelled or failed on
 //! the way, each sample's tokens are those of its request run alone.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;

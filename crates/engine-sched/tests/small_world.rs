@@ -1,5 +1,7 @@
 //! A small world with exact expectations: who gets which tokens, blocks and rows in each step.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use common::{Driver, chunks, finishes, ms, prompt, request, tokens_of};
