@@ -1,4 +1,4 @@
-use crate::{BlockId, HostBlockId, OutOfBlocks};
+use crate::{BlockId, BlockPool, HostBlockId, OutOfBlocks, PageTable};
 
 /// The swap space in host memory: which of its blocks are taken.
 #[derive(Debug)]
@@ -83,5 +83,67 @@ impl HostPool {
 
     pub(crate) fn is_taken(&self, block: HostBlockId) -> bool {
         self.taken.get(block.0 as usize).copied().unwrap_or(false)
+    }
+}
+
+impl BlockPool {
+    /// Moves `table` to the host: returns the copies to do before anything overwrites its blocks.
+    pub fn swap_out(
+        &mut self,
+        table: &mut PageTable,
+        host: &mut HostPool,
+    ) -> Result<(SwappedTable, SwapOut), OutOfBlocks> {
+        self.release_unwritten(table);
+        let blocks = host.allocate(table.num_blocks())?;
+        let moves = table.live_blocks().iter().copied().zip(blocks.iter().copied()).collect();
+        let swapped = SwappedTable { blocks, len: table.len, released: table.released };
+        self.counters.swapped_out_blocks += swapped.blocks.len() as u64;
+        self.release(table);
+        Ok((swapped, moves))
+    }
+
+    /// Free blocks that [`Self::swap_in`] needs at most.
+    pub fn blocks_to_swap_in(&self, swapped: &SwappedTable) -> usize {
+        swapped.blocks.len()
+    }
+
+    /// Brings `swapped` back into the empty `table` and returns the copies to do before it is
+    /// read. Leading blocks that are still cached under `tokens`, the sequence's first tokens, are
+    /// shared instead. The host blocks stay taken until [`HostPool::release`]: call it once the
+    /// copies are done.
+    ///
+    /// # Panics
+    /// If `table` holds blocks.
+    pub fn swap_in(
+        &mut self,
+        swapped: &SwappedTable,
+        table: &mut PageTable,
+        tokens: &[u32],
+    ) -> Result<SwapIn, OutOfBlocks> {
+        let (needed, free) = (self.blocks_to_swap_in(swapped), self.num_free());
+        if needed > free {
+            return Err(OutOfBlocks { needed, free });
+        }
+        assert!(table.blocks.is_empty(), "swap_in: the table holds blocks");
+        if swapped.released == 0 {
+            let counters = self.counters;
+            self.attach_prefix(table, &tokens[..tokens.len().min(swapped.len)]);
+            self.counters = counters;
+        }
+        let shared = table.blocks.len();
+        // Stand-ins for what fell out of the window; they are never read and not held.
+        table.blocks.resize(shared + swapped.released, BlockId(0));
+        table.released = swapped.released;
+        let mut moves = SwapIn::new();
+        for &host in &swapped.blocks[shared..] {
+            if let Some(block) = self.allocate() {
+                table.blocks.push(block);
+                moves.push((host, block));
+            }
+        }
+        table.len = swapped.len;
+        table.reserved = swapped.len;
+        self.counters.swapped_in_blocks += moves.len() as u64;
+        Ok(moves)
     }
 }

@@ -3,7 +3,7 @@ use thiserror::Error;
 use crate::free_list::FreeList;
 use crate::prefix::{NodeId, PrefixTree};
 use crate::statistics::Counters;
-use crate::{BlockId, HostPool, Namespace, PageTable, SwapIn, SwapOut, SwappedTable};
+use crate::{BlockId, Namespace, PageTable};
 
 /// Fewer blocks are free than are needed; nothing was changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -311,67 +311,7 @@ impl BlockPool {
         table.len
     }
 
-    /// Moves `table` to the host: returns the copies to do before anything overwrites its blocks.
-    pub fn swap_out(
-        &mut self,
-        table: &mut PageTable,
-        host: &mut HostPool,
-    ) -> Result<(SwappedTable, SwapOut), OutOfBlocks> {
-        self.release_unwritten(table);
-        let blocks = host.allocate(table.num_blocks())?;
-        let moves = table.live_blocks().iter().copied().zip(blocks.iter().copied()).collect();
-        let swapped = SwappedTable { blocks, len: table.len, released: table.released };
-        self.counters.swapped_out_blocks += swapped.blocks.len() as u64;
-        self.release(table);
-        Ok((swapped, moves))
-    }
-
-    /// Free blocks that [`Self::swap_in`] needs at most.
-    pub fn blocks_to_swap_in(&self, swapped: &SwappedTable) -> usize {
-        swapped.blocks.len()
-    }
-
-    /// Brings `swapped` back into the empty `table` and returns the copies to do before it is
-    /// read. Leading blocks that are still cached under `tokens`, the sequence's first tokens, are
-    /// shared instead. The host blocks stay taken until [`HostPool::release`]: call it once the
-    /// copies are done.
-    ///
-    /// # Panics
-    /// If `table` holds blocks.
-    pub fn swap_in(
-        &mut self,
-        swapped: &SwappedTable,
-        table: &mut PageTable,
-        tokens: &[u32],
-    ) -> Result<SwapIn, OutOfBlocks> {
-        let (needed, free) = (self.blocks_to_swap_in(swapped), self.num_free());
-        if needed > free {
-            return Err(OutOfBlocks { needed, free });
-        }
-        assert!(table.blocks.is_empty(), "swap_in: the table holds blocks");
-        if swapped.released == 0 {
-            let counters = self.counters;
-            self.attach_prefix(table, &tokens[..tokens.len().min(swapped.len)]);
-            self.counters = counters;
-        }
-        let shared = table.blocks.len();
-        // Stand-ins for what fell out of the window; they are never read and not held.
-        table.blocks.resize(shared + swapped.released, BlockId(0));
-        table.released = swapped.released;
-        let mut moves = SwapIn::new();
-        for &host in &swapped.blocks[shared..] {
-            if let Some(block) = self.allocate() {
-                table.blocks.push(block);
-                moves.push((host, block));
-            }
-        }
-        table.len = swapped.len;
-        table.reserved = swapped.len;
-        self.counters.swapped_in_blocks += moves.len() as u64;
-        Ok(moves)
-    }
-
-    fn allocate(&mut self) -> Option<BlockId> {
+    pub(crate) fn allocate(&mut self) -> Option<BlockId> {
         let block = self.free.pop_front()?;
         let state = &mut self.blocks[block.index()];
         state.refs = 1;

@@ -1,6 +1,8 @@
 //! A small world: a pool of a few blocks of two positions, and the very blocks that are shared,
 //! kept and evicted, in order.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use engine_kv::{BlockId, BlockPool, Namespace, OutOfBlocks, PageTable, slot};
 
 fn ids(blocks: impl IntoIterator<Item = BlockId>) -> Vec<u32> {

@@ -2,8 +2,8 @@ use crate::scheduler::InFlight;
 use crate::sequence::{Rank, Sequence};
 use crate::{ScheduledBatch, Scheduler, SequenceId};
 
-/// Prompts that are computed side by side when one step cannot hold them: a few, so that a short one
-/// need not wait for a long one, and no more, so that each is done soon.
+/// Prompts that are computed side by side when one step cannot hold them: a few, so that a short
+/// one need not wait for a long one, and no more, so that each is done soon.
 const MAX_PROMPTS: usize = 4;
 
 /// What sequences will soon need beyond what they hold.

@@ -24,7 +24,8 @@ pub struct ScheduledChunk {
     pub start_position: usize,
     /// The sequence's blocks in order; they cover every position up to the chunk's last.
     pub page_table: Vec<BlockId>,
-    /// Which rows need logits. With `All` every row is a prompt position that was not reported before.
+    /// Which rows need logits. With `All` every row is a prompt position that was not reported
+    /// before.
     pub logits: LogitRows,
     /// All tokens known of the sequence: the length that length-dependent RoPE scalings see.
     pub known_len: usize,

@@ -68,8 +68,7 @@ impl Scheduler {
             let max_sequences = self.config.max_sequences;
             return Err(CheckError::Sequences { running: places, max_sequences });
         }
-        let with_deadline = |s: &&Box<Sequence>| s.terms.deadline.is_some();
-        let watched = self.sequences.values().filter(with_deadline).count();
+        let watched = self.count(|sequence| sequence.terms.deadline.is_some());
         if watched != self.deadlines.len() {
             return Err(CheckError::Unknown { listed: self.deadlines.len(), known: watched });
         }
@@ -82,12 +81,15 @@ impl Scheduler {
             }
             parted += exist;
         }
-        let is_sample = |s: &&Box<Sequence>| s.terms.num_samples > 1 && s.sample_index.is_some();
-        let samples = self.sequences.values().filter(is_sample).count();
+        let samples = self.count(|s| s.terms.num_samples > 1 && s.sample_index.is_some());
         if samples != parted {
             return Err(CheckError::Unknown { listed: parted, known: samples });
         }
         self.sequences.keys().try_for_each(|&id| self.check_sequence(id))
+    }
+
+    fn count(&self, is: impl Fn(&Sequence) -> bool) -> usize {
+        self.sequences.values().filter(|sequence| is(sequence)).count()
     }
 
     fn check_sequence(&self, id: SequenceId) -> Result<(), CheckError> {

@@ -90,8 +90,8 @@ impl Scheduler {
     fn commit_chunk(&mut self, id: SequenceId) {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         let computed = sequence.table.len() + std::mem::take(&mut sequence.planned);
-        // Where each length is an epoch, the keys of a growing sequence are of no use to others, and
-        // would drive out those that are.
+        // Where each length is an epoch, the keys of a growing sequence are of no use to others,
+        // and would drive out those that are.
         let fleeting = matches!(self.config.cache_epochs, CacheEpochs::EveryLengthAbove(_))
             && sequence.table.namespace().epoch > 0
             && sequence.tokens.len() > sequence.terms.prompt_len;

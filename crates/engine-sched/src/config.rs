@@ -114,7 +114,8 @@ pub enum ConfigError {
     },
     /// Slots are numbered with 32 bits.
     #[error(
-        "{field} = {value} is too large: {num_blocks} blocks of {block_size} need more slots than 2^31"
+        "{field} = {value} is too large: {num_blocks} blocks of {block_size} positions need more \
+         slots than 2^31; lower it"
     )]
     TooLarge {
         /// The field.

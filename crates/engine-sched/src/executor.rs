@@ -4,6 +4,19 @@ use crate::{ScheduledBatch, TokenId};
 ///
 /// The contract is that of [`ScheduledBatch`]: the moves in their order, the forward pass, then
 /// one token for each entry of `batch.samples`, in that order.
+///
+/// ```
+/// use engine_sched::{Executor, ScheduledBatch, TokenId};
+/// /// Says the same word for ever.
+/// struct Parrot(TokenId);
+/// impl Executor for Parrot {
+///     type Error = std::convert::Infallible;
+///     fn execute(&mut self, batch: &ScheduledBatch) -> Result<Vec<TokenId>, Self::Error> {
+///         Ok(vec![self.0; batch.samples.len()])
+///     }
+/// }
+/// # let _ = Parrot(1).execute(&ScheduledBatch::default());
+/// ```
 pub trait Executor {
     /// What can go wrong.
     type Error: std::error::Error;

@@ -16,7 +16,7 @@ pub struct SequenceId(pub u64);
 ///
 /// ```
 /// use engine_sched::SequenceRequest;
-/// let request = SequenceRequest { max_tokens: 8, stop_tokens: vec![2], ..SequenceRequest::new(vec![1, 403]) };
+/// let request = SequenceRequest { max_tokens: 8, ..SequenceRequest::new(vec![1, 403]) };
 /// assert_eq!(request.num_samples, 1);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]

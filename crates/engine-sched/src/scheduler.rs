@@ -15,6 +15,42 @@ use crate::{
 };
 
 /// Decides which tokens run in the next step and where their keys and values go.
+///
+/// # Order
+/// Sequences are served by priority and then in order of submission, and none is skipped because it
+/// is large. A request that arrived [`max_wait`](SchedulerConfig::max_wait) ago is overdue: it goes
+/// before every priority, in order of arrival.
+///
+/// **Starvation bound.** Once overdue, a request waits at most until those have ended that arrived
+/// before it or were running when it became overdue; nothing that comes later, however important,
+/// goes before it. Their number is at most `max_queue + max_sequences`.
+///
+/// # Room
+/// A waiting sequence is admitted when all its known tokens and one more block for each running
+/// sequence fit, so admission rarely leads to preemption. One that is more important than a running
+/// sequence has that one preempted if need be. When a running sequence finds no block, the last of
+/// the running ones behind it, the youngest of the lowest priority, is preempted: its blocks are
+/// saved on the host or computed again later, whichever costs less by the measured steps.
+///
+/// # Progress
+/// [`submit`](Self::submit) refuses what would not fit an empty pool, and the first sequence in the
+/// order can take blocks from all others, so every step computes at least one token of it. A long
+/// prompt leaves a token per step to each sequence behind it and half of the rest to other prompts.
+///
+/// ```
+/// use engine_sched::{FinishReason, Scheduler, SchedulerConfig, SequenceRequest};
+/// use std::time::Duration;
+/// let mut scheduler = Scheduler::new(SchedulerConfig::default())?;
+/// let request = SequenceRequest { max_tokens: 1, ..SequenceRequest::new(vec![5, 6]) };
+/// let id = scheduler.submit(request)?;
+/// let batch = scheduler.schedule(Duration::ZERO);
+/// assert_eq!(batch.chunks[0].tokens, [5, 6]);
+/// // ... the model runs the batch and chooses a token for each of `batch.samples` ...
+/// let updates = scheduler.commit(batch, &[7], Duration::from_millis(20));
+/// assert_eq!((updates[0].sequence, updates[0].token), (id, Some(7)));
+/// assert_eq!(updates[0].finish, Some(FinishReason::Length));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Scheduler {
     pub(crate) config: SchedulerConfig,

@@ -1,6 +1,8 @@
 //! Calls in any order with any arguments: nothing panics, every invariant holds after each call,
 //! and once the calls make sense again every sample gets its one end.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use std::collections::BTreeMap;
@@ -167,10 +169,17 @@ fn apply(driver: &mut Driver, ledger: &mut Ledger, last: &mut Option<ScheduledBa
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 4000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
-    fn no_order_of_calls_breaks_it(config in config(), calls in prop::collection::vec(call(), 1..80)) {
+    fn no_order_of_calls_breaks_it(
+        config in config(),
+        calls in prop::collection::vec(call(), 1..80),
+    ) {
         let mut driver = Driver::new(config);
         let (mut ledger, mut last) = (Ledger::default(), None);
         for call in &calls {
@@ -183,7 +192,8 @@ proptest! {
                 break;
             }
             let batch = driver.schedule();
-            prop_assert!(!batch.is_empty() || !batch.finished.is_empty(), "a step without progress");
+            let progress = !batch.is_empty() || !batch.finished.is_empty();
+            prop_assert!(progress, "a step without progress");
             ledger.record(&batch.finished);
             let tokens = vec![3; batch.samples.len()];
             ledger.record(&driver.scheduler.commit(batch, &tokens, driver.now));

@@ -1,6 +1,8 @@
 //! Too much to do and too little room: preemption, priorities, waiting, deadlines, cancellation and
 //! failure, each with exact expectations.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use common::{Driver, chunks, finishes, ms, prompt, request, tokens_of};
@@ -273,4 +275,65 @@ fn a_batch_that_is_not_in_flight_changes_nothing() {
     let mut empty = Scheduler::new(tight()).unwrap();
     let batch = empty.schedule(ms(1));
     assert!(batch.is_empty() && empty.commit(batch, &[], ms(2)).is_empty());
+}
+
+#[test]
+fn every_decode_goes_on_beside_a_giant() {
+    let config = SchedulerConfig {
+        num_blocks: 200,
+        max_batched_tokens: 16,
+        max_sequences: 16,
+        max_context: 400,
+        ..tight()
+    };
+    let mut driver = Driver::new(config);
+    // The giant came first, so that it is before all others in rank.
+    driver.submit(request(1, 300, 1));
+    for i in 0..12 {
+        driver.submit(request(2 + i, 1, 40));
+    }
+    // Until all have their first token.
+    for _ in 0..4 {
+        driver.step();
+    }
+    for step in 0..10 {
+        let batch = driver.schedule();
+        let sizes: Vec<_> = chunks(&batch).iter().map(|&(_, len, _)| len).collect();
+        assert_eq!(sizes, [4, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1], "step {step}");
+        driver.finish(batch);
+    }
+}
+
+#[test]
+fn who_waited_too_long_displaces_a_more_important_one() {
+    let config = SchedulerConfig { max_sequences: 1, max_wait: ms(55), ..tight() };
+    let mut driver = Driver::new(config);
+    driver.submit(SequenceRequest { arrival: Some(ms(20)), priority: 9, ..request(1, 4, 20) });
+    driver.submit(SequenceRequest { arrival: Some(ms(10)), ..request(2, 4, 3) });
+    let mut ran = Vec::new();
+    for _ in 0..10 {
+        let batch = driver.schedule();
+        ran.push(batch.chunks[0].sequence.0);
+        driver.finish(batch);
+    }
+    // At 70 ms it has waited for 60; the other one, overdue later, is not displaced again.
+    assert_eq!(ran, [0, 0, 0, 0, 0, 0, 1, 1, 1, 0]);
+}
+
+#[test]
+fn cached_blocks_are_room_only_once() {
+    let mut driver = Driver::new(SchedulerConfig { prefix_caching: true, ..tight() });
+    driver.submit(request(1, 12, 1));
+    driver.run();
+    driver.submit(request(2, 15, 10));
+    driver.step();
+    assert_eq!(driver.free_blocks(), 4);
+    // Four blocks are free, three of them hold its beginning: with the block that each of the two
+    // may need next it does not fit, although two blocks need not be computed.
+    driver.submit(request(1, 12, 4));
+    let batch = driver.schedule();
+    assert_eq!(chunks(&batch), [(1, 1, 15)]);
+    driver.finish(batch);
+    assert_eq!(driver.run().last().unwrap().cached_prompt_tokens, 8);
+    assert_eq!(driver.scheduler.statistics().preemptions_by_recompute, 0);
 }

@@ -1,5 +1,7 @@
 //! A small world with exact expectations: who gets which tokens, blocks and rows in each step.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use common::{Driver, chunks, finishes, ms, prompt, request, tokens_of};
@@ -177,6 +179,19 @@ fn above_a_length_every_token_is_its_own_epoch() {
         driver.finish(batch);
     }
     assert_eq!(computed, [(0, 4, 0), (0, 1, 4), (0, 6, 0), (0, 7, 0)]);
+}
+
+#[test]
+fn keys_of_one_length_do_not_drive_out_those_that_others_can_use() {
+    let config = SchedulerConfig { cache_epochs: CacheEpochs::EveryLengthAbove(9), ..small() };
+    let mut driver = Driver::new(config);
+    driver.submit(request(1, 9, 1));
+    driver.run();
+    driver.submit(request(2, 9, 20));
+    driver.run();
+    driver.submit(request(1, 9, 1));
+    let updates = driver.run();
+    assert_eq!(updates[0].cached_prompt_tokens, 8);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Many short requests through a pool that holds a tenth of what they want at once.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::time::Duration;
 
 use engine_sched::SchedulerConfig;

@@ -80,7 +80,7 @@ impl NaivePool {
         len: usize,
         end: usize,
     ) -> Option<Vec<(usize, usize)>> {
-        let partial = len % self.block_size != 0;
+        let partial = !len.is_multiple_of(self.block_size);
         let tail = len / self.block_size;
         let shared = end > len && partial && self.refs[table.blocks[tail]] > 1;
         let more = end.div_ceil(self.block_size).saturating_sub(table.blocks.len());

@@ -153,7 +153,8 @@ impl TraceEntry {
 pub enum TraceError {
     /// A line is not an entry.
     #[error(
-        "line {line}: {source}; expected arrival_ms, prompt_len, output_len and, if need be, prefix_id, prefix_len"
+        "line {line}: {source}; expected arrival_ms, prompt_len, output_len and, if need be, \
+         prefix_id and prefix_len"
     )]
     Entry {
         /// Number of the line, from 1.

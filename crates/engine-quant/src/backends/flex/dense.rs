@@ -22,6 +22,9 @@ const ROW_BLOCK: usize = 72;
 /// Stored rows that are multiplied side by side.
 const COLUMNS: usize = 4;
 
+/// The same for a single row of activations, which memory limits: more streams keep it busy.
+const STREAMS: usize = 8;
+
 /// Multiplications below which waking other threads costs more than they save.
 const PARALLEL_WORK: usize = 1 << 18;
 
@@ -200,13 +203,7 @@ impl<W: StoredFloat> Kernel for Part<'_, W> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         if self.rows.len() <= S::TILE_ROWS {
-            // Memory is the limit: read each stored row from its first element to its last.
-            for columns in steps(&self.columns, COLUMNS) {
-                for block in steps(&(0..self.width), BLOCK) {
-                    self.row_tiles(s, &self.rows, &block, self.stored(&columns, &block), &columns);
-                }
-            }
-            return;
+            return self.stream(s);
         }
         let widens = size_of::<W>() < size_of::<f32>() && !S::WIDENS_FREELY;
         let mut widened = vec![0.0; if widens { COLUMNS * BLOCK } else { 0 }];
@@ -233,6 +230,27 @@ fn steps(range: &Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>>
 }
 
 impl<W: StoredFloat> Part<'_, W> {
+    /// Few rows: memory is the limit, so each stored row is read from its first element to its last.
+    #[inline(always)]
+    fn stream<S: Simd>(&self, s: S) {
+        let blocks = || steps(&(0..self.width), BLOCK);
+        let mut rest = self.columns.clone();
+        if self.rows.len() == 1 && S::TILE_ROWS > 1 {
+            rest.start = rest.end - rest.len() % STREAMS;
+            for columns in steps(&(self.columns.start..rest.start), STREAMS) {
+                for block in blocks() {
+                    let stored = self.stored::<STREAMS>(&columns, &block);
+                    self.tile::<S, W, 1, STREAMS>(s, self.rows.start, &block, stored, &columns);
+                }
+            }
+        }
+        for columns in steps(&rest, COLUMNS) {
+            for block in blocks() {
+                self.row_tiles(s, &self.rows, &block, self.stored(&columns, &block), &columns);
+            }
+        }
+    }
+
     /// A block of one stored row.
     #[inline(always)]
     fn stored_row(&self, column: usize, block: &Range<usize>) -> &[W] {
@@ -241,8 +259,12 @@ impl<W: StoredFloat> Part<'_, W> {
 
     /// A block of each of the stored rows; null after the last of them.
     #[inline(always)]
-    fn stored(&self, columns: &Range<usize>, block: &Range<usize>) -> [*const W; COLUMNS] {
-        let mut pointers = [std::ptr::null(); COLUMNS];
+    fn stored<const C: usize>(
+        &self,
+        columns: &Range<usize>,
+        block: &Range<usize>,
+    ) -> [*const W; C] {
+        let mut pointers = [std::ptr::null(); C];
         for (pointer, column) in pointers.iter_mut().zip(columns.clone()) {
             *pointer = self.stored_row(column, block).as_ptr();
         }
@@ -283,38 +305,38 @@ impl<W: StoredFloat> Part<'_, W> {
             // Tiles of equal size: 7 rows are 4 and 3, not 6 and 1.
             let tile = left.div_ceil(left.div_ceil(S::TILE_ROWS));
             match tile {
-                6 => self.tile::<S, T, 6>(s, row, block, stored, columns),
-                5 => self.tile::<S, T, 5>(s, row, block, stored, columns),
-                4 => self.tile::<S, T, 4>(s, row, block, stored, columns),
-                3 => self.tile::<S, T, 3>(s, row, block, stored, columns),
-                2 => self.tile::<S, T, 2>(s, row, block, stored, columns),
-                _ => self.tile::<S, T, 1>(s, row, block, stored, columns),
+                6 => self.tile::<S, T, 6, COLUMNS>(s, row, block, stored, columns),
+                5 => self.tile::<S, T, 5, COLUMNS>(s, row, block, stored, columns),
+                4 => self.tile::<S, T, 4, COLUMNS>(s, row, block, stored, columns),
+                3 => self.tile::<S, T, 3, COLUMNS>(s, row, block, stored, columns),
+                2 => self.tile::<S, T, 2, COLUMNS>(s, row, block, stored, columns),
+                _ => self.tile::<S, T, 1, COLUMNS>(s, row, block, stored, columns),
             }
             row += tile;
         }
     }
 
     #[inline(always)]
-    fn tile<S: Simd, T: StoredFloat, const R: usize>(
+    fn tile<S: Simd, T: StoredFloat, const R: usize, const C: usize>(
         &self,
         s: S,
         row: usize,
         block: &Range<usize>,
-        stored: [*const T; COLUMNS],
+        stored: [*const T; C],
         columns: &Range<usize>,
     ) {
         let mut x = [self.x.as_ptr(); R];
         for (i, pointer) in x.iter_mut().enumerate() {
             *pointer = self.x[(row + i) * self.width + block.start..][..block.len()].as_ptr();
         }
-        let mut sums = [[0.0; COLUMNS]; R];
-        if columns.len() == COLUMNS {
+        let mut sums = [[0.0; C]; R];
+        if columns.len() == C {
             // SAFETY: all pointers are to `block.len()` elements, checked where they were made.
             sums = unsafe { simd::dot_tile(s, x, stored, block.len()) };
         } else {
-            for i in 0..columns.len() {
+            for (i, &stored) in stored.iter().enumerate().take(columns.len()) {
                 // SAFETY: as above.
-                let one = unsafe { simd::dot_tile(s, x, [stored[i]], block.len()) };
+                let one = unsafe { simd::dot_tile(s, x, [stored], block.len()) };
                 for (sums, [sum]) in sums.iter_mut().zip(one) {
                     sums[i] = sum;
                 }
