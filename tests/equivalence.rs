@@ -1,5 +1,7 @@
 //! What a request gets depends on the request alone: bit for bit on the CPU, to rounding on GPUs.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod common;
 
 use std::collections::HashMap;
