@@ -1,6 +1,8 @@
 //! Wrong requests, cancelled requests, dead engines and broken models: typed errors, and nothing
 //! hangs or leaks. And what a request is promised: stops, limits, log-probabilities, events.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod common;
 
 use std::time::{Duration, Instant};
