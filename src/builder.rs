@@ -6,6 +6,7 @@ use engine_core::{
 use engine_sched::{CacheEpochs, Preemption, Scheduler, SchedulerConfig};
 
 use crate::execute::ModelExecutor;
+use crate::memory::KvWish;
 use crate::runner::{ModelRunner, Runner, panic_message};
 use crate::step::EngineCore;
 use crate::{Device, Engine, EngineError, EngineInfo, MemoryPlan, Selected, Tokenizer, memory};
@@ -88,8 +89,8 @@ impl EngineBuilder {
         self
     }
 
-    /// Bytes of the KV storage, allocated once; by default room for several contexts, but at most
-    /// two fifths of the memory that the weights leave free.
+    /// Bytes of the KV storage, allocated once, rounded up to a whole block; by default room for
+    /// several contexts, but at most two fifths of the memory that the weights leave free.
     pub fn kv_cache_bytes(mut self, bytes: usize) -> Self {
         self.kv_cache_bytes = Some(bytes);
         self
@@ -243,14 +244,22 @@ impl EngineBuilder {
             Device::Cpu => memory::free_host_bytes(),
             _ => None,
         };
-        let plan = MemoryPlan::new(
-            config,
-            checkpoint.num_bytes(),
-            self.kv_cache_bytes,
-            self.context(config)?,
-            self.block_size,
-            free,
-        );
+        let wish = KvWish {
+            bytes: self.kv_cache_bytes,
+            context: self.context(config)?,
+            whole_context: self.max_context.is_some(),
+            block_size: self.block_size,
+        };
+        let plan = MemoryPlan::new(config, checkpoint.num_bytes(), free, &wish);
+        if wish.whole_context && plan.kv_tokens < wish.context {
+            let needed = wish.context.saturating_mul(plan.kv_bytes_per_token);
+            let message = format!(
+                "{} tokens need a KV cache of {needed} bytes, {} hold {}: give it more, or ask for \
+                 a shorter context",
+                wish.context, plan.kv_cache_bytes, plan.kv_tokens,
+            );
+            return Err(setting("max_context", message));
+        }
         if plan.fits() { Ok(plan) } else { Err(EngineError::DoesNotFit(plan)) }
     }
 

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use engine_core::{ModelConfig, kv_bytes_per_token};
+use engine_core::ModelConfig;
 
 /// The arithmetic of what a model needs and what there is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,28 +26,41 @@ const KV_DEFAULT_BYTES: usize = 1 << 30;
 /// Fewer positions than this are no use to anybody.
 const LEAST_TOKENS: usize = 256;
 
+/// What the builder's settings say about the KV storage.
+pub(crate) struct KvWish {
+    /// Its size, if it was given.
+    pub bytes: Option<usize>,
+    /// Positions of the longest sequence.
+    pub context: usize,
+    /// Whether that length was asked for, and not just the model's own limit.
+    pub whole_context: bool,
+    /// Positions in one block.
+    pub block_size: usize,
+}
+
 impl MemoryPlan {
     /// Plans the KV storage: `kv_cache_bytes` if given, else room for several contexts within a
-    /// share of the free memory.
-    pub fn new(
+    /// share of the free memory, but at least `least` positions. Rounded up to whole blocks.
+    pub(crate) fn new(
         config: &ModelConfig,
         weight_bytes: usize,
-        kv_cache_bytes: Option<usize>,
-        context: usize,
-        block_size: usize,
         free_bytes: Option<usize>,
+        wish: &KvWish,
     ) -> Self {
-        let per_token = kv_bytes_per_token(config.num_layers, config.kv_row_len());
-        let budget = kv_cache_bytes.unwrap_or_else(|| match free_bytes {
+        let per_token = config.kv_bytes_per_token().max(1);
+        let share = match free_bytes {
             Some(free) => (free.saturating_sub(weight_bytes) as f64 * KV_SHARE) as usize,
             None => KV_DEFAULT_BYTES,
-        });
-        let wanted = match kv_cache_bytes {
-            Some(_) => usize::MAX,
-            None => context.saturating_mul(WANTED_CONTEXTS),
         };
-        let least = context.min(LEAST_TOKENS);
-        let tokens = (budget / per_token.max(1)).min(wanted).max(least);
+        let tokens = match wish.bytes {
+            Some(bytes) => (bytes / per_token).max(1),
+            None => {
+                let wanted = wish.context.saturating_mul(WANTED_CONTEXTS);
+                let least = if wish.whole_context { wish.context } else { LEAST_TOKENS };
+                (share / per_token).min(wanted).max(least.min(wish.context))
+            }
+        };
+        let block_size = wish.block_size;
         let blocks = tokens.div_ceil(block_size);
         let kv_tokens = blocks.saturating_mul(block_size);
         Self {

@@ -1,7 +1,10 @@
 //! What a request gets depends on the request alone: bit for bit on the CPU, to rounding on GPUs.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod common;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 
 use common::{LOGIT_TOLERANCE, builder, devices, model};
@@ -94,13 +97,19 @@ fn setups(longest: usize) -> impl Strategy<Value = Setup> {
     })
 }
 
+/// A workload and what its requests give alone.
+struct Known {
+    workload: Workload,
+    expected: Vec<Vec<Observation>>,
+    kv_bytes: usize,
+}
+
 /// Random workloads, each in a few random setups, with everything happening at once.
 fn random_combinations(device: Device, models: &'static [&'static str], cases: u32) {
     let limits = |vocab| WorkloadLimits { vocab, max_prompt_tokens: 30, max_new_tokens: 12 };
-    let mut known: HashMap<(&str, u64), (Workload, Vec<Vec<Observation>>, usize)> = HashMap::new();
+    let known: RefCell<HashMap<(&str, u64), Known>> = RefCell::default();
     let strategy = (0..models.len(), 0..3_u64, setups(42));
     let config = Config { cases, failure_persistence: None, ..Config::default() };
-    let known = std::cell::RefCell::new(&mut known);
     TestRunner::new_with_rng(
         config,
         proptest::test_runner::TestRng::deterministic_rng(
@@ -110,13 +119,14 @@ fn random_combinations(device: Device, models: &'static [&'static str], cases: u
     .run(&strategy, |(index, seed, setup)| {
         let name = models[index];
         let mut known = known.borrow_mut();
-        let (workload, expected, kv_bytes) = known.entry((name, seed)).or_insert_with(|| {
-            let mut core = Setup::plain().load(&path(name), device, 0, None).unwrap();
-            let limits = limits(core.info().config.vocab_size);
-            let workload = Workload::random(seed, 10, limits);
-            let expected = workload.alone(&mut core).unwrap();
-            (workload, expected, core.info().memory.kv_bytes_per_token)
-        });
+        let Known { workload, expected, kv_bytes } =
+            known.entry((name, seed)).or_insert_with(|| {
+                let mut core = Setup::plain().load(&path(name), device, 0, None).unwrap();
+                let limits = limits(core.info().config.vocab_size);
+                let workload = Workload::random(seed, 10, limits);
+                let expected = workload.alone(&mut core).unwrap();
+                Known { workload, expected, kv_bytes: core.info().memory.kv_bytes_per_token }
+            });
         let mut core = setup.load(&path(name), device, *kv_bytes, Some(42)).unwrap();
         let found = observe(&mut core, workload, &setup).unwrap();
         let mut comparison = Comparison::default();

@@ -1,5 +1,7 @@
 //! Perplexities of the trained model equal those of the reference implementation.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod common;
 
 use common::{Fixture, builder, data, devices};

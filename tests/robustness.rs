@@ -1,6 +1,8 @@
 //! Wrong requests, cancelled requests, dead engines and broken models: typed errors, and nothing
 //! hangs or leaks. And what a request is promised: stops, limits, log-probabilities, events.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod common;
 
 use std::time::{Duration, Instant};
@@ -105,6 +107,7 @@ fn wrong_settings_are_refused() {
         cpu().max_sequences(0),
         cpu().max_queue(0),
         cpu().max_context(513),
+        cpu().kv_cache_bytes(32 * 1280).max_context(33),
         cpu().swap_bytes(usize::MAX),
     ] {
         assert!(matches!(refuse(builder), EngineError::Setting { .. }));
@@ -113,6 +116,15 @@ fn wrong_settings_are_refused() {
     assert!(matches!(too_much, EngineError::DoesNotFit(_)), "{too_much}");
     let too_much = refuse(cpu().block_size(usize::MAX));
     assert!(matches!(too_much, EngineError::DoesNotFit(_)), "{too_much}");
+}
+
+#[test]
+fn a_small_cache_shortens_the_context_and_says_so() {
+    let engine = builder("stories260K", Device::Cpu).kv_cache_bytes(32 * 1280).load().unwrap();
+    assert_eq!(engine.info().max_context, 32);
+    assert_eq!(engine.info().memory.kv_cache_bytes, 32 * 1280);
+    let engine = builder("stories260K", Device::Cpu).kv_cache_bytes(1).load().unwrap();
+    assert_eq!(engine.info().max_context, 16, "one block");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What the tests share: where data is, which devices are there, what a fixture holds.
 
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 pub mod tiny;
 

@@ -2,9 +2,7 @@
 
 use std::{collections::HashMap, time::Instant};
 
-use engine::{
-    Device, Engine, EngineCore, EngineInfo, Event, MemoryPlan, ModelConfig, Request, RequestId,
-};
+use engine::{Device, Engine, EngineCore, EngineInfo, Event, ModelConfig, Request, RequestId};
 
 use crate::{
     BenchError, Machine, Row, Spread,
@@ -62,13 +60,12 @@ pub(crate) fn load(
     let context = config.max_context();
     let sequence_len = task.sequence_len(context);
     let kv_tokens = task.batch * BLOCK * (sequence_len.div_ceil(BLOCK) + 1);
-    let plan = MemoryPlan::new(&config, 0, None, context, BLOCK, None);
     reset_peak_memory();
     let core = Engine::builder(model)
         .device(device)
         .threads(threads)
         .block_size(BLOCK)
-        .kv_cache_bytes(kv_tokens * plan.kv_bytes_per_token)
+        .kv_cache_bytes(kv_tokens * config.kv_bytes_per_token())
         // A prompt that the model has no room for is refused when it is submitted.
         .max_context(sequence_len.min(context))
         .max_sequences(task.batch)

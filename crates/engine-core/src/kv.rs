@@ -67,8 +67,3 @@ impl<B: Backend> KvCache<B> {
         }
     }
 }
-
-/// Bytes of one position's keys and values over all layers; `row_len = kv_heads * head_dim`.
-pub fn kv_bytes_per_token(num_layers: usize, row_len: usize) -> usize {
-    num_layers * 2 * row_len * size_of::<f32>()
-}

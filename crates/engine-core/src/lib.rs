@@ -18,7 +18,7 @@ pub use batch::{BatchInput, ForwardBatch, LogitRows, MetaLayout, SequenceChunk};
 pub use checkpoint::{Checkpoint, StoredType, TensorRef};
 pub use config::{Architecture, GenerationConfig, LayerConfig, ModelConfig};
 pub use error::LoadError;
-pub use kv::{KvCache, LayerKv, kv_bytes_per_token};
+pub use kv::{KvCache, LayerKv};
 pub use model::{LoadProgress, Model, load};
 pub use ops::CoreOps;
 pub use rope::{Rope, RopeConfig, RopeLength, RopeScaling};

@@ -156,6 +156,11 @@ impl ModelConfig {
         self.num_kv_heads * self.head_dim
     }
 
+    /// Bytes that one position's keys and values take over all layers.
+    pub fn kv_bytes_per_token(&self) -> usize {
+        self.num_layers * 2 * self.kv_row_len() * size_of::<f32>()
+    }
+
     /// The longest context the model may be run at.
     ///
     /// Usually `max_position_embeddings`. A `linear`, `dynamic` or `yarn` scaling extends it as
