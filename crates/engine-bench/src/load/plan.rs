@@ -115,14 +115,12 @@ impl LoadPlan {
     }
 
     fn sweep_settings(&self) -> Vec<RunSetting> {
+        let Some(sweep) = &self.sweep else { return Vec::new() };
         let mut settings = Vec::new();
-        for sweep in &self.sweep {
-            for &max_batched_tokens in &sweep.max_batched_tokens {
-                for &max_sequences in &sweep.max_sequences {
-                    let limits =
-                        RunSetting { max_batched_tokens, max_sequences, ..self.setting(true) };
-                    settings.push(limits);
-                }
+        for &max_batched_tokens in &sweep.max_batched_tokens {
+            for &max_sequences in &sweep.max_sequences {
+                let limits = self.setting(true);
+                settings.push(RunSetting { max_batched_tokens, max_sequences, ..limits });
             }
         }
         settings
