@@ -153,7 +153,7 @@ fn show_progress() -> Result<impl FnMut(RunProgress), Failure> {
                 "run {} of {}: {}, {} tokens a step, {} sequences, {} prefix caching",
                 progress.run + 1,
                 progress.num_runs,
-                setting.rate.map_or("no rate".to_owned(), |rate| format!("{rate} requests/s")),
+                setting.rate.map_or("all at once".to_owned(), |rate| format!("{rate} requests/s")),
                 setting.max_batched_tokens,
                 setting.max_sequences,
                 if setting.prefix_caching { "with" } else { "without" },

@@ -1,17 +1,27 @@
-//! Throughput against latency, drawn as SVG.
+//! Throughput against latency, drawn as SVG. Latencies spread over orders of magnitude, so their
+//! axis is logarithmic.
 
 use std::{collections::BTreeMap, fmt::Display};
 
-use plotters::coord::{Shift, types::RangedCoordf64};
+use plotters::coord::{Shift, combinators::LogCoord, types::RangedCoordf64};
 use plotters::prelude::*;
 
 use super::{LoadReport, LoadRun};
 use crate::BenchError;
 
 const PANEL: (u32, u32) = (760, 460);
+/// One for each curve, then from the first again.
+const COLORS: [RGBColor; 6] = [
+    RGBColor(31, 90, 170),
+    RGBColor(214, 108, 20),
+    RGBColor(30, 140, 80),
+    RGBColor(130, 70, 160),
+    RGBColor(90, 90, 90),
+    RGBColor(0, 150, 170),
+];
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<LogCoord<f64>, RangedCoordf64>>;
 
 /// What is drawn in one panel.
 struct Panel<'a> {
@@ -62,11 +72,13 @@ impl LoadReport {
             true => "with prefix caching".to_owned(),
             false => "without prefix caching".to_owned(),
         };
-        let point = |run: &LoadRun| Point {
-            latency: run.ttft_ms.map_or(0.0, |ttft| ttft.p99),
-            throughput: run.requests_per_s,
-            label: run.setting.rate.map_or_else(String::new, |rate| format!("{rate}/s")),
-            knee: false,
+        let point = |run: &LoadRun| {
+            Some(Point {
+                latency: run.ttft_ms?.p99,
+                throughput: run.requests_per_s,
+                label: run.setting.rate.map_or_else(String::new, |rate| format!("{rate}/s")),
+                knee: false,
+            })
         };
         Panel {
             title: &self.load,
@@ -78,11 +90,13 @@ impl LoadReport {
 
     fn sweep_panel(&self) -> Panel<'_> {
         let name = |run: &LoadRun| format!("{} tokens a step", run.setting.max_batched_tokens);
-        let point = |run: &LoadRun| Point {
-            latency: run.itl_ms.map_or(0.0, |itl| itl.p99),
-            throughput: run.output_tokens_per_s,
-            label: format!("{}", run.setting.max_sequences),
-            knee: run.knee,
+        let point = |run: &LoadRun| {
+            Some(Point {
+                latency: run.itl_ms?.p99,
+                throughput: run.output_tokens_per_s,
+                label: run.setting.max_sequences.to_string(),
+                knee: run.knee,
+            })
         };
         Panel {
             title: "all requests at once; labels are max_sequences",
@@ -98,35 +112,38 @@ fn curves(
     runs: &[LoadRun],
     key: impl Fn(&LoadRun) -> u64,
     name: impl Fn(&LoadRun) -> String,
-    point: impl Fn(&LoadRun) -> Point,
+    point: impl Fn(&LoadRun) -> Option<Point>,
 ) -> Vec<Curve> {
     let mut curves = BTreeMap::new();
     for run in runs {
         let empty = || Curve { name: name(run), points: Vec::new() };
-        curves.entry(key(run)).or_insert_with(empty).points.push(point(run));
+        curves.entry(key(run)).or_insert_with(empty).points.extend(point(run));
     }
     curves.into_values().collect()
 }
 
 fn draw(panel: &Panel<'_>, area: &Area<'_>) -> Result<(), BenchError> {
     let points = || panel.curves.iter().flat_map(|curve| &curve.points);
-    let above = |value: fn(&Point) -> f64| 1.1 * points().map(value).fold(1e-9, f64::max);
+    let least = points().map(|point| point.latency).fold(1e6, f64::min).max(1e-6);
+    let most = points().map(|point| point.latency).fold(least, f64::max);
+    let throughput = points().map(|point| point.throughput).fold(1e-9, f64::max);
     let mut chart: Chart<'_, '_> = ChartBuilder::on(area)
         .caption(panel.title, ("sans-serif", 16))
         .margin(12)
         .x_label_area_size(40)
         .y_label_area_size(60)
-        .build_cartesian_2d(0.0..above(|point| point.latency), 0.0..above(|p| p.throughput))
+        .build_cartesian_2d((least / 1.3..most * 1.5).log_scale(), 0.0..1.1 * throughput)
         .map_err(failed)?;
     chart
         .configure_mesh()
         .x_desc(panel.latency)
         .y_desc(panel.throughput)
         .light_line_style(TRANSPARENT)
+        .bold_line_style(BLACK.mix(0.1))
         .draw()
         .map_err(failed)?;
-    for (i, curve) in panel.curves.iter().enumerate() {
-        draw_curve(&mut chart, curve, &Palette99::pick(i))?;
+    for (curve, color) in panel.curves.iter().zip(COLORS.iter().cycle()) {
+        draw_curve(&mut chart, curve, *color)?;
     }
     chart
         .configure_series_labels()
@@ -137,12 +154,7 @@ fn draw(panel: &Panel<'_>, area: &Area<'_>) -> Result<(), BenchError> {
         .map_err(failed)
 }
 
-fn draw_curve(
-    chart: &mut Chart<'_, '_>,
-    curve: &Curve,
-    color: &impl Color,
-) -> Result<(), BenchError> {
-    let color = color.to_rgba();
+fn draw_curve(chart: &mut Chart<'_, '_>, curve: &Curve, color: RGBColor) -> Result<(), BenchError> {
     let at = |point: &Point| (point.latency, point.throughput);
     let line = PathElement::new(curve.points.iter().map(at).collect::<Vec<_>>(), color);
     chart
