@@ -27,7 +27,10 @@ fn example(name: &str) -> Command {
     let profile = test.parent().and_then(Path::parent).unwrap();
     let path = profile.join("examples").join(name).with_extension(std::env::consts::EXE_EXTENSION);
     assert!(path.is_file(), "{} is not built: cargo build --examples", path.display());
-    Command::new(path)
+    let mut command = Command::new(path);
+    // Mesa complains on stderr where there is none.
+    command.env("XDG_RUNTIME_DIR", std::env::temp_dir());
+    command
 }
 
 fn run(name: &str, arguments: &[&str]) -> Output {
