@@ -1,5 +1,7 @@
 //! The examples as a user meets them: run as processes, with good and with foolish input.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod common;
 
 use std::{

@@ -1,6 +1,8 @@
 //! Long use on the real small model: nothing is held in the end, memory stays flat, and an engine
 //! that is gone has given everything back.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod common;
 
 use std::collections::HashMap;
