@@ -1,5 +1,7 @@
 //! The examples as a user meets them: run as processes, with good and with foolish input.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod common;
 
 use std::{
@@ -247,7 +249,7 @@ fn the_benchmark_writes_its_table_and_its_json() {
 
 #[test]
 fn help_is_help() {
-    for name in ["chat", "generate", "logits", "perplexity", "bench_cpu"] {
+    for name in ["chat", "generate", "logits", "perplexity", "bench_cpu", "batch", "load_test"] {
         assert!(accepted(name, &["--help"]).contains("--model"), "{name}");
     }
 }
@@ -374,4 +376,128 @@ fn a_device_that_is_not_there_is_refused() {
         }
     }
     refused_saying("generate", &["--device", "cuda:99", "--tokens", "1"], &["cuda:99"]);
+}
+
+/// Each line of a batch's results.
+fn results(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn a_batch_answers_in_the_order_of_its_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let prompts = "{\"id\": \"first\", \"prompt\": \"Once upon a time\", \"max_tokens\": 40}\n\n\
+                   {\"tokens\": [1, 403, 407], \"max_tokens\": 3}\n\
+                   {\"prompt\": \"Lily\", \"temperature\": 1.2, \"seed\": 7}\n";
+    fs::write(path("prompts.jsonl"), prompts).unwrap();
+    // One request in flight and many give the same lines.
+    for in_flight in ["1", "64"] {
+        let options = ["--device", "cpu", "--max-tokens", "5", "--in-flight", in_flight];
+        let files = [&path("prompts.jsonl"), "--output", &path("results.jsonl")];
+        assert_eq!(accepted("batch", &[&files[..], &options].concat()), "");
+        let lines = results(&fs::read_to_string(path("results.jsonl")).unwrap());
+        let ids: Vec<_> = lines.iter().map(|line| line["id"].clone()).collect();
+        assert_eq!(ids, ["first".into(), Value::from(3), Value::from(4)]);
+        let lengths: Vec<_> =
+            lines.iter().map(|line| line["tokens"].as_array().unwrap().len()).collect();
+        assert_eq!(lengths, [40, 3, 5]);
+        let text = lines[0]["text"].as_str().unwrap();
+        assert!(stories_text("greedy_text").starts_with(text), "{text}");
+        for (line, prompt_tokens) in lines.iter().zip([5, 3, 2]) {
+            assert_eq!(line["finish_reason"], "length");
+            assert_eq!(
+                line["usage"]["completion_tokens"],
+                line["tokens"].as_array().unwrap().len()
+            );
+            assert_eq!(line["usage"]["prompt_tokens"], prompt_tokens, "{line}");
+        }
+    }
+    fs::write(path("prompts.txt"), "Once upon a time\nLily\n").unwrap();
+    let lines = results(&accepted("batch", &["--device", "cpu", &path("prompts.txt")]));
+    assert_eq!(lines.len(), 2);
+}
+
+#[test]
+fn a_prompt_that_fails_does_not_stop_its_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let prompts = "{\"tokens\": [1]}\n{\"tokens\": [9999]}\n\
+                   {\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}\n\
+                   {\"tokens\": [1], \"temperature\": -1}\n{\"tokens\": [403]}\n";
+    fs::write(path("prompts.jsonl"), prompts).unwrap();
+    let files = [&path("prompts.jsonl"), "--output", &path("results.jsonl")];
+    let arguments = [&files[..], &["--device", "cpu", "--max-tokens", "2"]].concat();
+    refused_saying("batch", &arguments, &["3 of 5"]);
+    let lines = results(&fs::read_to_string(path("results.jsonl")).unwrap());
+    let failed: Vec<_> = lines.iter().map(|line| line["error"].as_str().is_some()).collect();
+    assert_eq!(failed, [false, true, true, true, false]);
+    assert!(lines[1]["error"].as_str().unwrap().contains("9999"));
+    assert!(lines[2]["error"].as_str().unwrap().contains("chat template"));
+    assert_eq!(lines[4]["tokens"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn bad_lines_of_a_batch_are_named_and_nothing_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let bad = |content: &[u8], words: &[&str]| {
+        fs::write(path("bad.jsonl"), content).unwrap();
+        let arguments = [&path("bad.jsonl"), "--device", "cpu", "--output", &path("results")];
+        refused_saying("batch", &arguments, words);
+        assert!(!Path::new(&path("results")).exists());
+    };
+    bad(b"{\"prompt\": \"a\"}\n\n{\"prompt\": 3}\n", &["bad.jsonl line 3", "string"]);
+    bad(b"{\"promt\": \"a\"}\n", &["line 1", "promt"]);
+    bad(b"{\"prompt\": \"a\", \"tokens\": [1]}\n", &["line 1", "exactly one"]);
+    bad(b"{\"prompt\": \"a\"}\n{}\n", &["line 2", "exactly one"]);
+    bad(b"{\"prompt\": \"a\"}\n\xff\xfe\n", &["line 2", "UTF-8"]);
+    bad(b"\n", &["no prompt"]);
+    refused_saying("batch", &[&path("missing.jsonl")], &["missing.jsonl"]);
+    refused_saying("batch", &[], &["FILE"]);
+}
+
+#[test]
+fn the_load_test_writes_its_tables_its_json_and_its_curves() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let load = ["--device", "cpu", "--rate", "50,200", "--requests", "10", "--shared-tokens", "32"];
+    let lengths = ["--prompt-tokens", "4", "--output-tokens", "2-4", "--threads", "1"];
+    let sweep = ["--sweep", "--sweep-tokens", "32", "--sweep-sequences", "1,4"];
+    let files = ["--json", &path("load.json"), "--plot", &path("load.svg")];
+    let table = accepted("load_test", &[&load[..], &lengths, &sweep, &files].concat());
+    assert_eq!(table.matches("| yes |").count(), 2, "{table}");
+    assert_eq!(table.matches("**knee**").count(), 1, "{table}");
+    let report: Value = serde_json::from_slice(&fs::read(path("load.json")).unwrap()).unwrap();
+    let runs = report["runs"].as_array().unwrap();
+    let rates: Vec<_> = runs.iter().map(|run| run["rate"].as_f64().unwrap()).collect();
+    assert_eq!(rates, [50.0, 200.0, 50.0, 200.0]);
+    let sweep = report["sweep"].as_array().unwrap();
+    assert!(runs.iter().chain(sweep).all(|run| run["completed"] == 10), "{report}");
+    assert!(runs.iter().all(|run| run["ttft_ms"]["p99"].as_f64().unwrap() > 0.0), "{report}");
+    let svg = fs::read_to_string(path("load.svg")).unwrap();
+    assert!(svg.contains("with prefix caching") && svg.contains("knee"));
+}
+
+#[test]
+fn a_load_test_of_a_trace_or_of_nonsense() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let trace = "{\"arrival_ms\": 0, \"prompt_len\": 20, \"output_len\": 3, \"prefix_id\": 1}\n\
+                 {\"arrival_ms\": 4.5, \"prompt_len\": 8, \"output_len\": 2}\n";
+    fs::write(path("trace.jsonl"), trace).unwrap();
+    fs::write(path("bad.jsonl"), "{\"arrival_ms\": 0, \"prompt_len\": 20}\n").unwrap();
+    let table = accepted("load_test", &["--device", "cpu", "--trace", &path("trace.jsonl")]);
+    assert_eq!(table.matches("| trace |").count(), 2, "{table}");
+    let on_trace = |name: &str, words: &[&str]| {
+        refused_saying("load_test", &["--trace", &path(name)], words);
+    };
+    on_trace("bad.jsonl", &["bad.jsonl", "line 1", "output_len"]);
+    on_trace("missing.jsonl", &["missing.jsonl"]);
+    refused_saying("load_test", &["--rate", "0"], &["rate is 0"]);
+    refused_saying("load_test", &["--requests", "0"], &["requests is 0"]);
+    refused_saying("load_test", &["--output-tokens", "9-3"], &["16-48"]);
+    refused_saying("load_test", &["--ttft-limit-ms", "0"], &["TTFT is 0"]);
+    refused_saying("load_test", &["--plot", &path("no/load.svg")], &["load.svg"]);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
 }

@@ -2,11 +2,11 @@
 
 use std::{
     error::Error,
-    io::{self, Write},
+    io::{self, BufWriter, Write},
     path::{Path, PathBuf},
 };
 
-use tempfile::{NamedTempFile, TempPath};
+use tempfile::NamedTempFile;
 
 use super::Failure;
 
@@ -31,7 +31,7 @@ pub fn is_closed_pipe(error: &(dyn Error + 'static)) -> bool {
 /// A file that appears when it is complete; what cannot be written is refused at once.
 pub struct WholeFile {
     path: PathBuf,
-    part: TempPath,
+    part: BufWriter<NamedTempFile>,
 }
 
 impl WholeFile {
@@ -46,16 +46,31 @@ impl WholeFile {
             // The error names the temporary file, which says nothing to the user.
             format!("cannot write {}: {}", path.display(), error.kind())
         })?;
-        Ok(Self { path: path.to_owned(), part: part.into_temp_path() })
+        Ok(Self { path: path.to_owned(), part: BufWriter::new(part) })
     }
 
-    /// Writes the content and gives the file its name.
-    pub fn write(self, bytes: &[u8]) -> Result<(), Failure> {
+    /// Writes a piece of the content.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        let written = self.part.write_all(bytes);
+        written.map_err(|error| format!("cannot write {}: {error}", self.path.display()))?;
+        Ok(())
+    }
+
+    /// The content is complete: gives the file its name.
+    pub fn finish(self) -> Result<(), Failure> {
         let Self { path, part } = self;
-        let written = std::fs::write(&part, bytes)
-            .and_then(|()| part.persist(&path).map_err(|error| error.error));
+        let written = part
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)
+            .and_then(|part| part.persist(&path).map_err(|error| error.error));
         written.map_err(|error| format!("cannot write {}: {error}", path.display()))?;
         Ok(())
+    }
+
+    /// Writes the whole content and gives the file its name.
+    pub fn write(mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.append(bytes)?;
+        self.finish()
     }
 }
 

@@ -1,6 +1,7 @@
 use std::{io, path::PathBuf};
 
 use engine::{DeviceError, EngineError, GenerateError, HubError, LoadError, SubmitError};
+use engine_sched::simulation::TraceError;
 use thiserror::Error;
 
 /// Why something could not be measured.
@@ -44,6 +45,28 @@ pub enum BenchError {
     Zero {
         /// Which one.
         name: &'static str,
+    },
+    /// A number must be above 0 and is not.
+    #[error("{name} is {value}: give a number above 0")]
+    NotPositive {
+        /// Which one.
+        name: &'static str,
+        /// What was given.
+        value: f64,
+    },
+    /// A recorded trace of requests could not be read.
+    #[error("cannot read the trace {}: {source}", path.display())]
+    Trace {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: TraceError,
+    },
+    /// Curves could not be drawn.
+    #[error("the curves cannot be drawn: {message}")]
+    Plot {
+        /// What the drawing library said.
+        message: String,
     },
     /// A file of random weights could not be written.
     #[error("cannot write {size_mib} MiB of random weights to {}: {source}", path.display())]

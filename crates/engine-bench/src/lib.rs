@@ -3,6 +3,7 @@
 //! * [`perplexity`]: how well a model predicts a text.
 //! * [`run`]: the table of a [`Plan`]: for each model, format and batch how long the first token
 //!   takes, how many follow in a second, and how much of what the machine can do that is.
+//! * [`load`]: what becomes of latencies when requests arrive on their own clock.
 //! * [`Machine`]: what the machine is and can do, measured before anything else.
 //! * [`Shape`] and [`RandomModel`]: random weights in the shape of a real model, for measuring
 //!   without a download.
@@ -20,6 +21,7 @@
 
 mod bandwidth;
 mod error;
+pub mod load;
 mod machine;
 mod measure;
 pub mod perplexity;

@@ -87,7 +87,7 @@ pub struct Report {
 impl Report {
     /// The report for people: medians, with the smallest and the largest in parentheses.
     pub fn markdown(&self) -> String {
-        let mut text = self.machine_lines();
+        let mut text = machine_lines(&self.machine);
         text.push_str(
             "\n| setup | model | quant | batch | prompt | output | TTFT ms | prefill tok/s \
              | decode tok/s | of bandwidth | of arithmetic | peak memory MiB |\n\
@@ -96,33 +96,33 @@ impl Report {
         self.rows.iter().for_each(|row| text.push_str(&row_line(row)));
         text
     }
+}
 
-    fn machine_lines(&self) -> String {
-        let machine = &self.machine;
-        let or_unknown = |value: &Option<String>| value.as_deref().unwrap_or("unknown").to_owned();
-        let gpu = match &machine.gpu {
-            Some(gpu) => format!(", {gpu}"),
-            None => String::new(),
-        };
-        format!(
-            "{}, {} cores, {} threads, {:.0} GiB{gpu}; {}; device {}\n\n\
-             Measured: {:.1} GB/s of memory, {:.1} GFLOP/s of matrix products in {}\n\n\
-             engine {}, Burn {}, commit {}, {}\n",
-            or_unknown(&machine.cpu),
-            machine.cores,
-            machine.threads,
-            machine.memory_bytes as f64 / f64::from(1 << 30),
-            machine.platform,
-            machine.device,
-            machine.bandwidth_bytes_per_s / 1e9,
-            machine.matrix_flops_per_s / 1e9,
-            machine.matrix_type,
-            machine.version,
-            or_unknown(&machine.burn_version),
-            or_unknown(&machine.commit),
-            machine.date,
-        )
-    }
+/// What a report says of its machine first.
+pub(crate) fn machine_lines(machine: &Machine) -> String {
+    let or_unknown = |value: &Option<String>| value.as_deref().unwrap_or("unknown").to_owned();
+    let gpu = match &machine.gpu {
+        Some(gpu) => format!(", {gpu}"),
+        None => String::new(),
+    };
+    format!(
+        "{}, {} cores, {} threads, {:.0} GiB{gpu}; {}; device {}\n\n\
+         Measured: {:.1} GB/s of memory, {:.1} GFLOP/s of matrix products in {}\n\n\
+         engine {}, Burn {}, commit {}, {}\n",
+        or_unknown(&machine.cpu),
+        machine.cores,
+        machine.threads,
+        machine.memory_bytes as f64 / f64::from(1 << 30),
+        machine.platform,
+        machine.device,
+        machine.bandwidth_bytes_per_s / 1e9,
+        machine.matrix_flops_per_s / 1e9,
+        machine.matrix_type,
+        machine.version,
+        or_unknown(&machine.burn_version),
+        or_unknown(&machine.commit),
+        machine.date,
+    )
 }
 
 fn row_line(row: &Row) -> String {
