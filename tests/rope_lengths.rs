@@ -1,7 +1,7 @@
 //! Where RoPE depends on the length of the sequence, decoding with the cache still equals
 //! computing the whole sequence anew for every token.
 
-#![allow(clippy::unwrap_used, reason = "a failed test is a failed test")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod common;
 
