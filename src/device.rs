@@ -105,6 +105,7 @@ fn select_best() -> Selected {
 
 /// Why a backend offers nothing.
 enum Missing {
+    #[cfg_attr(all(feature = "wgpu", feature = "cuda"), allow(dead_code))]
     NotCompiledIn,
     #[cfg_attr(not(any(feature = "wgpu", feature = "cuda")), allow(dead_code))]
     Absent(String),
