@@ -306,7 +306,7 @@ mod tests {
             0
         }
 
-        fn weight_formats(&self) -> Vec<(&'static str, usize)> {
+        fn weight_formats(&self) -> Vec<(String, usize)> {
             Vec::new()
         }
     }

@@ -25,7 +25,7 @@ pub struct EngineInfo {
     /// The arithmetic of its memory.
     pub memory: MemoryPlan,
     /// Storage formats of the weights with their bytes.
-    pub weight_formats: Vec<(&'static str, usize)>,
+    pub weight_formats: Vec<(String, usize)>,
     /// Positions of the longest sequence.
     pub max_context: usize,
     /// How long loading took.

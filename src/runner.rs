@@ -50,7 +50,7 @@ pub(crate) trait Runner: Send {
     /// Bytes of the weights on the device.
     fn weight_bytes(&self) -> usize;
     /// The weights' storage formats and their bytes.
-    fn weight_formats(&self) -> Vec<(&'static str, usize)>;
+    fn weight_formats(&self) -> Vec<(String, usize)>;
 }
 
 /// Logits of one step, still on the device, `[rows, vocab]`.
@@ -121,7 +121,7 @@ impl<B: ModelBackend> Runner for ModelRunner<B> {
         self.model.weight_bytes()
     }
 
-    fn weight_formats(&self) -> Vec<(&'static str, usize)> {
+    fn weight_formats(&self) -> Vec<(String, usize)> {
         self.model.weight_formats()
     }
 }

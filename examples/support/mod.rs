@@ -77,7 +77,7 @@ impl ModelOptions {
 /// One line about a loaded engine on stderr.
 pub fn describe(engine: &Engine) {
     let info = engine.info();
-    let formats: Vec<_> = info.weight_formats.iter().map(|(name, _)| *name).collect();
+    let formats: Vec<_> = info.weight_formats.iter().map(|(name, _)| name.as_str()).collect();
     eprintln!(
         "{} ({}, {}) on {} ({}), context {}, loaded in {:.2} s",
         info.path.file_name().unwrap_or_default().to_string_lossy(),

@@ -49,11 +49,12 @@ impl<B: QuantOps> WeightMatrix<B> for Dense<B> {
         B::dense_to_f32(&self.weight)
     }
 
-    fn format(&self) -> &'static str {
-        match self.weight.dtype() {
+    fn format(&self) -> String {
+        let name = match self.weight.dtype() {
             DType::F16 => "f16",
             DType::BF16 => "bf16",
             _ => "f32",
-        }
+        };
+        name.to_owned()
     }
 }

@@ -18,4 +18,34 @@ pub enum QuantError {
         /// The element type that was given.
         found: String,
     },
+    /// A matrix without rows or columns, or groups without columns.
+    #[error("a matrix of shape {shape:?} in groups of {group_size} columns holds nothing")]
+    Empty {
+        /// `[out, in]`.
+        shape: [usize; 2],
+        /// Columns in a group.
+        group_size: usize,
+    },
+    /// A packed matrix whose parts do not fit together.
+    #[error("expected {expected} {what}, found {found}")]
+    Malformed {
+        /// What was counted.
+        what: &'static str,
+        /// How many the shape asks for.
+        expected: usize,
+        /// How many there are.
+        found: usize,
+    },
+    /// A number is infinite or no number.
+    #[error("a {what} is not finite: the weights are damaged or too large for half precision")]
+    NotFinite {
+        /// Which kind of number.
+        what: &'static str,
+    },
+    /// An order of columns names one twice, or one that is not there.
+    #[error("the order of columns is no permutation: column {column} is there twice or not at all")]
+    NotAPermutation {
+        /// The column.
+        column: usize,
+    },
 }

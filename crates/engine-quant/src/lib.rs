@@ -5,6 +5,10 @@
 //!
 //! * [`WeightMatrix`]: what every stored matrix can do.
 //! * [`Dense`]: 32-bit and 16-bit floats as the checkpoint has them.
+//! * [`PackedMatrix`]: a matrix in few bits on the host, whatever made it; [`Packed`] is the same on
+//!   a device, [`Stacked`] several matrices of different formats as one.
+//! * [`Grid`] and [`round_to_nearest`]: how numbers become codes; [`Scheme`] and [`SchemePlan`]: what
+//!   users call it.
 //! * [`QuantOps`]: the products, one default body of plain Burn operations and one fast
 //!   implementation for each of the CPU (`backends/flex`) and the GPUs (`backends/cube`).
 //!
@@ -24,12 +28,23 @@
 mod backends;
 mod dense;
 mod error;
+mod grid;
 mod ops;
+mod packed;
+mod reference;
+mod round;
+mod scheme;
+mod stored;
 mod weight;
 
 #[cfg(feature = "flex")]
 pub use backends::flex::simd;
 pub use dense::Dense;
 pub use error::QuantError;
+pub use grid::{Grid, Group, GroupParams, Int4Range, NF4_LEVELS};
 pub use ops::QuantOps;
+pub use packed::{Bits, CHUNK, GroupValues, Levels, PackedMatrix, PackedSpec, Zeros};
+pub use round::{Rows, SliceRows, round_to_nearest};
+pub use scheme::{Method, Scheme, SchemeError, SchemePlan};
+pub use stored::{Packed, PackedTensors, Stacked};
 pub use weight::WeightMatrix;

@@ -1,10 +1,12 @@
 use burn_tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
+use crate::{PackedMatrix, PackedTensors, reference};
+
 /// Products with stored matrices, on one backend.
 ///
 /// Each method's default body is the composed reference: plain Burn operations that run on any
-/// backend. An implementation that overrides one must equal it to rounding, which
-/// `tests/dense_parity.rs` checks over a table of shapes.
+/// backend. An implementation that overrides one must equal it to rounding, which the
+/// crate's tests check over a table of shapes.
 ///
 /// A stored tensor is opaque to everybody but the methods of this trait: on some GPUs it holds a
 /// 16-bit type that the backend itself cannot compute with.
@@ -29,5 +31,25 @@ pub trait QuantOps: Backend {
     /// The whole of `weight [out, in]` as `f32`.
     fn dense_to_f32(weight: &Tensor<Self, 2>) -> Tensor<Self, 2> {
         weight.clone().cast(DType::F32)
+    }
+
+    /// Uploads a packed matrix that [`PackedMatrix::check`] accepts.
+    fn packed_upload(matrix: PackedMatrix, device: &Self::Device) -> PackedTensors<Self> {
+        reference::upload(&matrix, device)
+    }
+
+    /// `x · Wᵀ` with `f32` sums: `x [rows, in]`, its columns in the packed order, to `[rows, out]`.
+    fn packed_linear(x: Tensor<Self, 2>, weight: &PackedTensors<Self>) -> Tensor<Self, 2> {
+        x.matmul(Self::packed_to_f32(weight).transpose())
+    }
+
+    /// Rows `ids` as `f32 [ids, in]`, columns in the packed order.
+    fn packed_rows(weight: &PackedTensors<Self>, ids: Tensor<Self, 1, Int>) -> Tensor<Self, 2> {
+        Self::packed_to_f32(weight).select(0, ids)
+    }
+
+    /// The whole matrix as `f32 [out, in]`, columns in the packed order.
+    fn packed_to_f32(weight: &PackedTensors<Self>) -> Tensor<Self, 2> {
+        reference::to_f32(weight)
     }
 }

@@ -24,6 +24,11 @@ pub trait WeightMatrix<B: Backend>: Debug + Send + Sync {
     /// The whole matrix as `f32`, `[out, in]`.
     fn dequantize(&self) -> Tensor<B, 2>;
 
-    /// The name of the storage format, such as `bf16`.
-    fn format(&self) -> &'static str;
+    /// The name of the storage format, such as `bf16` or `int4:group=32:sym8`.
+    fn format(&self) -> String;
+
+    /// The formats of its parts, each with its bytes.
+    fn formats(&self) -> Vec<(String, usize)> {
+        vec![(self.format(), self.num_bytes())]
+    }
 }

@@ -96,14 +96,15 @@ impl<B: ModelBackend> Model<B> {
     }
 
     /// The storage formats in use with their bytes, in order of first appearance.
-    pub fn weight_formats(&self) -> Vec<(&'static str, usize)> {
-        let mut formats: Vec<(&'static str, usize)> = Vec::new();
+    pub fn weight_formats(&self) -> Vec<(String, usize)> {
+        let mut formats: Vec<(String, usize)> = Vec::new();
         let head = (!Arc::ptr_eq(&self.embed_tokens, &self.lm_head)).then_some(&self.lm_head);
         let tables = [Some(&self.embed_tokens), head].into_iter().flatten().map(|m| m.as_ref());
-        for matrix in tables.chain(self.layers.iter().flat_map(DecoderLayer::matrices)) {
-            match formats.iter_mut().find(|(name, _)| *name == matrix.format()) {
-                Some((_, bytes)) => *bytes += matrix.num_bytes(),
-                None => formats.push((matrix.format(), matrix.num_bytes())),
+        let matrices = tables.chain(self.layers.iter().flat_map(DecoderLayer::matrices));
+        for (format, more) in matrices.flat_map(|matrix| matrix.formats()) {
+            match formats.iter_mut().find(|(name, _)| *name == format) {
+                Some((_, bytes)) => *bytes += more,
+                None => formats.push((format, more)),
             }
         }
         formats
