@@ -13,6 +13,7 @@ mod model;
 pub mod ops;
 mod rope;
 pub mod sampling;
+mod source;
 
 pub use batch::{BatchInput, ForwardBatch, LogitRows, MetaLayout, SequenceChunk};
 pub use checkpoint::{Checkpoint, StoredType, TensorRef};
@@ -25,6 +26,7 @@ pub use rope::{Rope, RopeConfig, RopeLength, RopeScaling};
 pub use sampling::{
     SampleScratch, Sampled, SamplingError, SamplingParams, TokenHistory, TokenLogprobs,
 };
+pub use source::{StoredMatrix, WeightSource};
 
 /// Everything a model needs of a backend.
 pub trait ModelBackend: CoreOps + engine_quant::QuantOps {}
