@@ -28,6 +28,7 @@
 mod backends;
 mod dense;
 mod error;
+mod gguf;
 mod grid;
 mod ops;
 mod packed;
@@ -41,6 +42,7 @@ mod weight;
 pub use backends::flex::simd;
 pub use dense::Dense;
 pub use error::QuantError;
+pub use gguf::{GgufMatrix, GgufType};
 pub use grid::{Grid, Group, GroupParams, Int4Range, NF4_LEVELS};
 pub use ops::QuantOps;
 pub use packed::{Bits, CHUNK, GroupValues, Levels, PackedMatrix, PackedSpec, Zeros};

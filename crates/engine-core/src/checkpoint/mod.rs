@@ -17,7 +17,8 @@ use safetensors::Dtype;
 use crate::LoadError;
 use header::{Entry, read_header};
 use index::read_index;
-use map::MappedFile;
+pub(crate) use header::disguise;
+pub(crate) use map::MappedFile;
 
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
