@@ -195,6 +195,18 @@ pub enum LoadError {
         /// The type's name, or its number if it has no name here.
         found: String,
     },
+    /// A tensor of a GGUF file that the architecture does not have: without it the model would
+    /// compute something else.
+    #[error(
+        "{}: tensor `{}` has no place in this architecture; take the model in another format",
+        file.display(), one_line(tensor)
+    )]
+    UnknownTensor {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
     /// A tensor that cannot be stored as a matrix.
     #[error("{}: tensor `{}`: {source}", file.display(), one_line(tensor))]
     Matrix {

@@ -63,7 +63,7 @@ fn blocks_have_the_values_of_ggml() {
 }
 
 #[test]
-fn a_short_format_keeps_its_width() {
+fn codes_and_scales_are_as_wide_as_the_format_needs() {
     let bytes = file();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     for (kind, _) in READ {
@@ -113,9 +113,13 @@ fn floats_keep_their_type_and_bits() {
 
 #[test]
 fn what_does_not_fit_is_an_error() {
+    fn q4(shape: [usize; 2], bytes: &[u8]) -> GgufMatrix<'_> {
+        matrix(GgufType::Q4_0, shape, bytes)
+    }
     let message = |matrix: GgufMatrix<'_>| matrix.pack().unwrap_err().to_string();
-    let q4 = |shape, bytes| matrix(GgufType::Q4_0, shape, bytes);
-    assert!(message(q4([1, 48], &[0; 27])).contains("48 numbers is no whole number of Q4_0 blocks"));
+    assert!(
+        message(q4([1, 48], &[0; 27])).contains("48 numbers is no whole number of Q4_0 blocks")
+    );
     assert_eq!(message(q4([2, 32], &[0; 18])), "expected 36 bytes of blocks, found 18");
     assert!(matches!(q4([0, 32], &[]).pack(), Err(QuantError::Empty { .. })));
     assert!(matches!(q4([1, 0], &[]).pack(), Err(QuantError::Empty { .. })));

@@ -110,13 +110,24 @@ impl GgufMetadata {
         })
     }
 
-    /// A number, whole or not.
+    /// A count, or a list of equal counts, one for each layer.
+    pub(super) fn same_count(&self, key: &str) -> Result<Option<usize>, LoadError> {
+        let Some(GgufValue::Integers(list)) = self.get(key) else { return self.count(key) };
+        match list.first().map(|first| usize::try_from(*first)) {
+            Some(Ok(first)) if list.iter().all(|count| Some(count) == list.first()) => {
+                Ok(Some(first))
+            }
+            _ => Err(self.error(key, "a whole number, the same for every layer")),
+        }
+    }
+
+    /// A finite number, whole or not.
     ///
     /// # Errors
     /// If the value is something else.
     pub fn number(&self, key: &str) -> Result<Option<f64>, LoadError> {
-        self.typed(key, "a number", |value| match value {
-            GgufValue::Float(value) => Some(*value),
+        self.typed(key, "a finite number", |value| match value {
+            GgufValue::Float(value) => value.is_finite().then_some(*value),
             GgufValue::Integer(value) => Some(*value as f64),
             _ => None,
         })

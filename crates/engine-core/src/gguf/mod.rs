@@ -4,9 +4,12 @@
 //! a file's structure is checked when it is opened, and nothing is allocated by a length that the
 //! file cannot hold.
 
+mod config;
 mod cursor;
 mod header;
 mod metadata;
+mod names;
+mod source;
 
 use std::{
     collections::BTreeMap,

@@ -1,5 +1,8 @@
 //! Writes small GGUF files, good and bad.
 
+#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use engine_core::{GgufFile, LoadError};
 
 /// A file to be written.
@@ -38,6 +41,14 @@ pub fn pair(key: &str, kind: u32, value: &[u8]) -> Vec<u8> {
 
 pub fn text_pair(key: &str, value: &str) -> Vec<u8> {
     pair(key, 8, &text(value))
+}
+
+pub fn u32_pair(key: &str, value: usize) -> Vec<u8> {
+    pair(key, 4, &(value as u32).to_le_bytes())
+}
+
+pub fn f32_pair(key: &str, value: f64) -> Vec<u8> {
+    pair(key, 6, &(value as f32).to_le_bytes())
 }
 
 impl Writer {

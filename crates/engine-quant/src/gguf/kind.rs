@@ -104,7 +104,8 @@ impl GgufType {
     /// Bytes of a row of `columns` numbers, or `None` if it is no whole number of blocks or too
     /// long to count.
     pub fn row_bytes(self, columns: usize) -> Option<usize> {
-        let blocks = columns.is_multiple_of(self.block_len()).then(|| columns / self.block_len())?;
+        let blocks =
+            columns.is_multiple_of(self.block_len()).then(|| columns / self.block_len())?;
         blocks.checked_mul(self.block_bytes())
     }
 
