@@ -31,6 +31,7 @@ mod generation;
 mod hub;
 mod info;
 mod memory;
+mod model_files;
 mod rates;
 mod request;
 mod runner;
