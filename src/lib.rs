@@ -58,5 +58,7 @@ pub use text::{
 };
 
 pub use engine_core::sampling::{SamplingError, SamplingParams, TokenLogprobs};
-pub use engine_core::{GenerationConfig, LoadError, LoadProgress, ModelConfig};
+pub use engine_core::{
+    GenerationConfig, KvFormat, LoadError, LoadProgress, ModelConfig, UnknownKvFormat,
+};
 pub use engine_sched::{Preemption, Statistics};

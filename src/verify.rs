@@ -28,7 +28,7 @@ pub use property::Property;
 pub use run::{Setup, observe};
 pub use workload::{Workload, WorkloadLimits};
 
-use crate::{Device, Engine, EngineError, GenerateError, SubmitError};
+use crate::{Device, Engine, EngineError, GenerateError, KvFormat, SubmitError};
 
 /// Largest difference of a log-probability that rounding on a GPU explains.
 pub const GPU_TOLERANCE: f32 = 2e-4;
@@ -78,6 +78,7 @@ pub struct Verifier {
     requests: usize,
     seed: u64,
     tolerance: f32,
+    kv_format: KvFormat,
     max_prompt_tokens: usize,
     max_new_tokens: usize,
 }
@@ -91,6 +92,7 @@ impl Verifier {
             requests: 8,
             seed: 0,
             tolerance: GPU_TOLERANCE,
+            kv_format: KvFormat::default(),
             max_prompt_tokens: 40,
             max_new_tokens: 16,
         }
@@ -114,6 +116,12 @@ impl Verifier {
         self
     }
 
+    /// How keys and values are stored, in the undisturbed runs and in all others.
+    pub fn kv_cache_format(mut self, format: KvFormat) -> Self {
+        self.kv_format = format;
+        self
+    }
+
     /// Tokens of the longest prompt and of the longest completion.
     pub fn lengths(mut self, max_prompt_tokens: usize, max_new_tokens: usize) -> Self {
         self.max_prompt_tokens = max_prompt_tokens;
@@ -126,7 +134,8 @@ impl Verifier {
     /// # Errors
     /// If the model does not load or a request fails.
     pub fn open(self) -> Result<OpenVerifier, VerifyError> {
-        let mut plain = Setup::plain().load(&self.model, self.device, 0, None)?;
+        let setup = Setup { kv_format: self.kv_format, ..Setup::plain() };
+        let mut plain = setup.load(&self.model, self.device, 0, None)?;
         let info = plain.info().clone();
         let half = (info.max_context / 2).max(1);
         let mixed = WorkloadLimits {
@@ -208,6 +217,7 @@ impl OpenVerifier {
             self.check_recomputed(known, &mut report)?;
         } else {
             for setup in property.setups(&known.limits, self.threads, self.verifier.seed) {
+                let setup = Setup { kv_format: self.verifier.kv_format, ..setup };
                 self.check_setup(known, &setup, &mut report)?;
             }
         }
@@ -242,7 +252,7 @@ impl OpenVerifier {
         known: &Known,
         report: &mut PropertyReport,
     ) -> Result<(), VerifyError> {
-        let setup = Setup::plain();
+        let setup = Setup { kv_format: self.verifier.kv_format, ..Setup::plain() };
         let path = self.path.display().to_string();
         let mut core = setup.load(&path, self.device, self.kv_bytes_per_token, None)?;
         for (request, expected) in known.workload.requests().iter().zip(&known.expected) {
@@ -281,6 +291,7 @@ impl Setup {
             .max_sequences(self.max_sequences)
             .prefix_caching(self.prefix_caching)
             .preemption(self.preemption)
+            .kv_cache_format(self.kv_format)
             .swap_bytes(self.swap_tokens * kv_bytes_per_token);
         if let Some(threads) = self.threads {
             builder = builder.threads(threads);

@@ -19,7 +19,7 @@ pub use batch::{BatchInput, ForwardBatch, LogitRows, MetaLayout, SequenceChunk};
 pub use checkpoint::{Checkpoint, StoredType, TensorRef};
 pub use config::{Architecture, GenerationConfig, LayerConfig, ModelConfig};
 pub use error::LoadError;
-pub use kv::{KvCache, LayerKv};
+pub use kv::{CodedRows, KvCache, KvFormat, KvShape, LayerKv, UnknownKvFormat};
 pub use model::{LoadProgress, Model, load};
 pub use ops::CoreOps;
 pub use rope::{Rope, RopeConfig, RopeLength, RopeScaling};
