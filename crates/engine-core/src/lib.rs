@@ -23,7 +23,7 @@ pub use config::{
 };
 pub use error::LoadError;
 pub use gguf::{GgufFile, GgufMetadata, GgufTensor, GgufValue};
-pub use kv::{KvCache, LayerKv};
+pub use kv::{CodedRows, KvCache, KvFormat, KvShape, LayerKv, UnknownKvFormat};
 pub use model::{
     LoadEntry, LoadProgress, LoadReport, Model, Treatment, load, planned_weight_bytes,
 };

@@ -11,7 +11,8 @@ use engine_quant::WeightMatrix;
 pub use load::{LoadEntry, LoadProgress, LoadReport, Treatment, load, planned_weight_bytes};
 
 use crate::{
-    ForwardBatch, KvCache, ModelBackend, ModelConfig, Rope, ops::norm, ops::norm::rms_norm,
+    ForwardBatch, KvCache, KvFormat, KvShape, ModelBackend, ModelConfig, Rope, ops::norm,
+    ops::norm::rms_norm,
 };
 use layer::DecoderLayer;
 
@@ -87,8 +88,15 @@ impl<B: ModelBackend> Model<B> {
     }
 
     /// An empty cache of `slots` slots for this model.
-    pub fn allocate_kv(&self, slots: usize) -> KvCache<B> {
-        KvCache::allocate(self.config.num_layers, slots, self.config.kv_row_len(), &self.device)
+    pub fn allocate_kv(&self, slots: usize, format: KvFormat) -> KvCache<B> {
+        let shape = KvShape {
+            num_layers: self.config.num_layers,
+            slots,
+            kv_heads: self.config.num_kv_heads,
+            head_dim: self.config.head_dim,
+            format,
+        };
+        KvCache::allocate(shape, &self.device)
     }
 
     /// Bytes of the weights on the device.

@@ -155,6 +155,12 @@ pub trait Simd: Copy + Send + Sync {
     ///
     /// # Safety
     /// They can be read at `from`.
+    unsafe fn load_i8(self, from: *const i8) -> Self::V;
+
+    /// Reads and widens `LANES` numbers.
+    ///
+    /// # Safety
+    /// They can be read at `from`.
     unsafe fn load_f16(self, from: *const f16) -> Self::V;
 
     /// Reads and widens `LANES` numbers.
