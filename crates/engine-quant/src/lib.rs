@@ -9,6 +9,7 @@
 //!   a device, [`Stacked`] several matrices of different formats as one.
 //! * [`Grid`] and [`round_to_nearest`]: how numbers become codes; [`Scheme`] and [`SchemePlan`]: what
 //!   users call it.
+//! * [`Hessian`], [`gptq`](gptq()) and [`awq`]: codes chosen with the help of activations.
 //! * [`QuantOps`]: the products, one default body of plain Burn operations and one fast
 //!   implementation for each of the CPU (`backends/flex`) and the GPUs (`backends/cube`).
 //!
@@ -31,6 +32,7 @@ mod error;
 mod grid;
 mod ops;
 mod packed;
+mod quantizers;
 mod reference;
 mod round;
 mod scheme;
@@ -44,6 +46,7 @@ pub use error::QuantError;
 pub use grid::{Grid, Group, GroupParams, Int4Range, NF4_LEVELS};
 pub use ops::QuantOps;
 pub use packed::{Bits, CHUNK, GroupValues, Levels, PackedMatrix, PackedSpec, Zeros};
+pub use quantizers::{GptqFactor, GptqOptions, Hessian, awq, gptq};
 pub use round::{Rows, SliceRows, round_to_nearest};
 pub use scheme::{Method, Scheme, SchemeError, SchemePlan};
 pub use stored::{Packed, PackedTensors, Stacked};
