@@ -4,9 +4,7 @@ use burn_tensor::{DType, Tensor, TensorData};
 use engine_quant::{Dense, WeightMatrix};
 
 use super::{Model, layer::DecoderLayer, layer::LayerShape, layer::Linear};
-use crate::{
-    Checkpoint, LoadError, ModelBackend, ModelConfig, Rope, ops::attention::AttentionArgs,
-};
+use crate::{Checkpoint, LoadError, ModelBackend, ModelConfig, Rope};
 
 /// How far loading has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +101,7 @@ impl<B: ModelBackend> Loader<'_, B> {
                 config.intermediate_size,
                 config.mlp_bias,
             )?,
-            shape: self.shape(i),
+            shape: LayerShape::of(config, i),
         })
     }
 
@@ -128,24 +126,6 @@ impl<B: ModelBackend> Loader<'_, B> {
             &[("mlp.gate_proj", rows), ("mlp.up_proj", rows)]
         };
         self.linear(layer, parts, config.hidden_size, config.mlp_bias)
-    }
-
-    fn shape(&self, i: usize) -> LayerShape {
-        let config = self.config;
-        let layer = config.layers[i];
-        LayerShape {
-            attention: AttentionArgs {
-                heads: config.num_heads,
-                kv_heads: config.num_kv_heads,
-                head_dim: config.head_dim,
-                scale: config.attention_scale,
-                softcap: config.attention_softcap,
-                window: layer.window,
-            },
-            rope: layer.rope,
-            activation: config.activation,
-            eps: config.rms_norm_eps,
-        }
     }
 
     /// One matrix of the rows of several tensors `(name, rows)`, and its bias likewise.
