@@ -50,11 +50,10 @@ pub struct ModelOptions {
 impl ModelOptions {
     /// A builder with these options and a progress bar on stderr.
     pub fn builder(&self) -> EngineBuilder {
-        let mut builder =
-            Engine::builder(&self.model)
-                .device(self.device)
-                .quantization(self.quant.clone())
-                .kv_cache_format(self.kv_cache);
+        let mut builder = Engine::builder(&self.model)
+            .device(self.device)
+            .quantization(self.quant.clone())
+            .kv_cache_format(self.kv_cache);
         if let Some(threads) = self.threads {
             builder = builder.threads(threads);
         }

@@ -5,6 +5,7 @@
 
 mod backends;
 mod batch;
+mod calibrate;
 mod checkpoint;
 mod config;
 mod error;
@@ -17,6 +18,10 @@ pub mod sampling;
 mod source;
 
 pub use batch::{BatchInput, ForwardBatch, LogitRows, MetaLayout, SequenceChunk};
+pub use calibrate::{
+    CalibrateError, CalibratedModel, CalibratedTensor, Calibration, CalibrationEvent, MatrixReport,
+    SinkError, UnscaledReason, calibrate,
+};
 pub use checkpoint::{Checkpoint, StoredType, TensorRef};
 pub use config::{
     Architecture, GenerationConfig, LayerConfig, ModelConfig, NativeConfig, QuantizationConfig,
