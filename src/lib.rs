@@ -58,5 +58,9 @@ pub use text::{
 };
 
 pub use engine_core::sampling::{SamplingError, SamplingParams, TokenLogprobs};
-pub use engine_core::{GenerationConfig, LoadError, LoadProgress, ModelConfig};
+pub use engine_core::{
+    GenerationConfig, KvFormat, LoadEntry, LoadError, LoadProgress, LoadReport, ModelConfig,
+    Treatment, UnknownKvFormat,
+};
+pub use engine_quant::{Scheme, SchemeError, SchemePlan};
 pub use engine_sched::{Preemption, Statistics};

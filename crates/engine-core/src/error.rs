@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-/// Why a model directory could not be read.
+/// Why a model could not be read.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum LoadError {
@@ -35,8 +35,8 @@ pub enum LoadError {
         /// Line, column and reason.
         source: serde_json::Error,
     },
-    /// A key of a JSON file is missing, has the wrong type or an impossible value.
-    #[error("{}: `{key}`: expected {expected}, found {found}", file.display())]
+    /// A key of a JSON file or of metadata is missing, has the wrong type or an impossible value.
+    #[error("{}: `{}`: expected {expected}, found {found}", file.display(), one_line(key))]
     Value {
         /// The file.
         file: PathBuf,
@@ -63,6 +63,37 @@ pub enum LoadError {
     /// A matrix could not be stored.
     #[error(transparent)]
     Weight(#[from] engine_quant::QuantError),
+    /// A tensor could not be quantized.
+    #[error("tensor `{tensor}` cannot be quantized: {source}")]
+    Quantize {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        source: engine_quant::QuantError,
+    },
+    /// A plan whose codes are chosen with the help of a text.
+    #[error(
+        "`{plan}` needs a calibration text, and loading has none: make a quantized copy of the \
+         model with the `quantize` example (--scheme {plan} --calibration FILE) and load that, \
+         or leave out method="
+    )]
+    NeedsCalibration {
+        /// The plan.
+        plan: String,
+    },
+    /// A rule of a plan that concerns no matrix of the model.
+    #[error(
+        "`{plan}`: no matrix of the model matches `{pattern}`; a rule names a part of a name \
+         such as `{example}`, or first, last or embeddings"
+    )]
+    UnmatchedRule {
+        /// The plan.
+        plan: String,
+        /// The rule's pattern.
+        pattern: String,
+        /// The name of a matrix.
+        example: String,
+    },
     /// A directory without weights in a format that can be read.
     #[error(
         "{} has neither model.safetensors nor model.safetensors.index.json, \
@@ -85,10 +116,10 @@ pub enum LoadError {
         /// What it looks like.
         found: &'static str,
     },
-    /// The header of a safetensors file breaks the format's rules.
+    /// The header of a file of weights breaks the format's rules.
     #[error(
-        "{}: damaged header: expected {expected}, found {}; download the file again",
-        file.display(), one_line(found)
+        "{}: damaged header: expected {}, found {}; download the file again",
+        file.display(), one_line(expected), one_line(found)
     )]
     Header {
         /// The file.
@@ -98,10 +129,10 @@ pub enum LoadError {
         /// What is there.
         found: String,
     },
-    /// A tensor's entry in a safetensors header breaks the format's rules.
+    /// A tensor's entry in a header breaks the format's rules.
     #[error(
-        "{}: tensor `{}`: expected {expected}, found {found}; download the file again",
-        file.display(), one_line(tensor)
+        "{}: tensor `{}`: expected {expected}, found {}; download the file again",
+        file.display(), one_line(tensor), one_line(found)
     )]
     TensorEntry {
         /// The file.
@@ -133,7 +164,7 @@ pub enum LoadError {
     /// A tensor that the model needs is not in the checkpoint.
     #[error(
         "{}: no tensor `{tensor}`; the closest name is {}; \
-         does config.json belong to these weights?",
+         does the configuration belong to these weights?",
         file.display(), one_line(closest)
     )]
     MissingTensor {
@@ -147,7 +178,7 @@ pub enum LoadError {
     /// A tensor has another shape than `config.json` says.
     #[error(
         "{}: tensor `{tensor}`: expected shape {expected:?}, found {found:?}; \
-         does config.json belong to these weights?",
+         does the configuration belong to these weights?",
         file.display()
     )]
     Shape {
@@ -159,6 +190,63 @@ pub enum LoadError {
         expected: Vec<usize>,
         /// What is there.
         found: Vec<usize>,
+    },
+    /// A file that is called GGUF and is something else.
+    #[error("{} is not a GGUF file but {found}; download it again", file.display())]
+    NotGguf {
+        /// The file.
+        file: PathBuf,
+        /// What it looks like.
+        found: &'static str,
+    },
+    /// A GGUF file of a version or byte order that is not read.
+    #[error(
+        "{}: GGUF {found} is not read; read are versions 2 and 3 in little-endian byte order: \
+         convert the model again",
+        file.display()
+    )]
+    GgufVersion {
+        /// The file.
+        file: PathBuf,
+        /// What it is.
+        found: String,
+    },
+    /// A tensor of a GGUF file is of a type that is not read.
+    #[error(
+        "{}: tensor `{}`: type {found} is not read; read are F32, F16, BF16, Q8_0, Q4_0, Q4_1, \
+         Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL and IQ4_XS: take the model in one of \
+         these",
+        file.display(), one_line(tensor)
+    )]
+    GgufType {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The type's name, or its number if it has no name here.
+        found: String,
+    },
+    /// A tensor of a GGUF file that the architecture does not have: without it the model would
+    /// compute something else.
+    #[error(
+        "{}: tensor `{}` has no place in this architecture; take the model in another format",
+        file.display(), one_line(tensor)
+    )]
+    UnknownTensor {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor that cannot be stored as a matrix.
+    #[error("{}: tensor `{}`: {source}", file.display(), one_line(tensor))]
+    Matrix {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong with it.
+        source: engine_quant::QuantError,
     },
     /// A tensor's elements are not of a type that can be computed with.
     #[error(
@@ -173,6 +261,32 @@ pub enum LoadError {
         tensor: String,
         /// The type's name in the file.
         found: String,
+    },
+    /// A tensor of a matrix in few bits is of a type that it cannot have.
+    #[error(
+        "{}: tensor `{tensor}`: expected {expected}, found {found}; \
+         does config.json belong to these weights?",
+        file.display()
+    )]
+    PartType {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The types it can have.
+        expected: String,
+        /// The type's name in the file.
+        found: String,
+    },
+    /// The tensors of a matrix in few bits do not fit together.
+    #[error("{}: matrix `{tensor}`: {source}; download the file again", file.display())]
+    Packed {
+        /// The file.
+        file: PathBuf,
+        /// The matrix.
+        tensor: String,
+        /// What does not fit.
+        source: engine_quant::QuantError,
     },
 }
 

@@ -4,17 +4,22 @@ mod family;
 mod generation;
 pub(crate) mod json;
 mod layers;
+mod quantization;
 mod reader;
 mod rope;
 
 use std::path::Path;
 
+use serde_json::{Map, Value};
+
 pub use family::Architecture;
 pub use generation::GenerationConfig;
+pub use quantization::{NativeConfig, QuantizationConfig};
 
-use crate::{LoadError, RopeConfig, StoredType, ops::activation::Activation};
+use crate::{KvFormat, LoadError, RopeConfig, StoredType, ops::activation::Activation};
 use family::{Family, GEMMA3_MULTIMODAL};
 use json::{Fields, parse_object, read_file};
+use quantization::read_quantization;
 use reader::Reader;
 
 /// More than any config file has.
@@ -100,6 +105,8 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
     /// The type the weights are said to be stored in; the checkpoint decides.
     pub dtype: Option<StoredType>,
+    /// How matrices are in few bits, where the file says that some are.
+    pub quantization: Option<QuantizationConfig>,
 }
 
 /// How one layer differs from the others.
@@ -127,8 +134,12 @@ impl ModelConfig {
     /// # Errors
     /// As [`ModelConfig::load`].
     pub fn parse(json: &[u8], file: &Path) -> Result<Self, LoadError> {
-        let map = parse_object(json, file)?;
-        let fields = Fields::new(file, &map);
+        Self::from_object(&parse_object(json, file)?, file)
+    }
+
+    /// Reads the keys of a `config.json`, whatever file they are from.
+    pub(crate) fn from_object(map: &Map<String, Value>, file: &Path) -> Result<Self, LoadError> {
+        let fields = Fields::new(file, map);
         let class = class_name(&fields)?;
         let unknown = |found: &str| LoadError::UnknownArchitecture {
             file: file.to_path_buf(),
@@ -139,16 +150,15 @@ impl ModelConfig {
             Class::Named(name) => Family::by_class(name).ok_or_else(|| unknown(name))?,
             Class::Type(name) => Family::by_model_type(name).ok_or_else(|| unknown(name))?,
         };
-        if fields.value("quantization_config").is_some() {
-            let expected = "nothing: only unquantized checkpoints can be read";
-            return Err(fields.error("quantization_config", expected));
-        }
-        if let Class::Named(GEMMA3_MULTIMODAL) = class {
+        let quantization = read_quantization(&fields)?;
+        let config = if let Class::Named(GEMMA3_MULTIMODAL) = class {
             let text = fields.object("text_config")?;
             let text = fields.require("text_config", "the text part's config", text)?;
-            return Reader { fields: &text, outer: &fields, family }.read();
-        }
-        Reader { fields: &fields, outer: &fields, family }.read()
+            Reader { fields: &text, outer: &fields, family }.read()
+        } else {
+            Reader { fields: &fields, outer: &fields, family }.read()
+        }?;
+        Ok(Self { quantization, ..config })
     }
 
     /// Floats that one position's keys take in one layer, and its values likewise.
@@ -157,8 +167,8 @@ impl ModelConfig {
     }
 
     /// Bytes that one position's keys and values take over all layers.
-    pub fn kv_bytes_per_token(&self) -> usize {
-        self.num_layers * 2 * self.kv_row_len() * size_of::<f32>()
+    pub fn kv_bytes_per_token(&self, format: KvFormat) -> usize {
+        self.num_layers * 2 * self.num_kv_heads * format.head_bytes(self.head_dim)
     }
 
     /// The longest context the model may be run at.

@@ -8,12 +8,14 @@ use std::sync::Arc;
 use burn_tensor::{DType, Tensor, TensorData};
 use engine_quant::WeightMatrix;
 
-pub use load::{LoadProgress, load};
+pub use load::{LoadEntry, LoadProgress, LoadReport, Treatment, load, planned_weight_bytes};
 
 use crate::{
-    ForwardBatch, KvCache, ModelBackend, ModelConfig, Rope, ops::norm, ops::norm::rms_norm,
+    BatchInput, ForwardBatch, KvCache, KvFormat, KvShape, ModelBackend, ModelConfig, Rope,
+    ops::norm, ops::norm::rms_norm,
 };
 use layer::DecoderLayer;
+pub(crate) use layer::LayerShape;
 
 /// A loaded model: weights on the device, no state.
 ///
@@ -30,6 +32,7 @@ pub struct Model<B: ModelBackend> {
     /// `[vocab, hidden]`; the embedding itself where the two are tied.
     lm_head: Arc<dyn WeightMatrix<B>>,
     ropes: Vec<Rope>,
+    report: LoadReport,
 }
 
 impl<B: ModelBackend> Model<B> {
@@ -40,7 +43,7 @@ impl<B: ModelBackend> Model<B> {
     /// If a token id is not below the vocabulary size or `kv` was made for another model.
     pub fn forward(&self, batch: &ForwardBatch<B>, kv: &mut KvCache<B>) -> Option<Tensor<B, 2>> {
         self.check(batch, kv);
-        let tables = self.rope_tables(batch);
+        let tables = rope_tables(&self.ropes, &batch.input, &self.device);
         let eps = self.config.rms_norm_eps;
 
         let mut hidden = self.embed_tokens.rows(batch.tokens());
@@ -75,14 +78,26 @@ impl<B: ModelBackend> Model<B> {
         &self.config
     }
 
+    /// What became of the file's matrices.
+    pub fn load_report(&self) -> &LoadReport {
+        &self.report
+    }
+
     /// The device that holds the weights.
     pub fn device(&self) -> &B::Device {
         &self.device
     }
 
     /// An empty cache of `slots` slots for this model.
-    pub fn allocate_kv(&self, slots: usize) -> KvCache<B> {
-        KvCache::allocate(self.config.num_layers, slots, self.config.kv_row_len(), &self.device)
+    pub fn allocate_kv(&self, slots: usize, format: KvFormat) -> KvCache<B> {
+        let shape = KvShape {
+            num_layers: self.config.num_layers,
+            slots,
+            kv_heads: self.config.num_kv_heads,
+            head_dim: self.config.head_dim,
+            format,
+        };
+        KvCache::allocate(shape, &self.device)
     }
 
     /// Bytes of the weights on the device.
@@ -93,6 +108,13 @@ impl<B: ModelBackend> Model<B> {
             bytes += self.lm_head.num_bytes();
         }
         bytes + self.layers.iter().map(norms).sum::<usize>()
+    }
+
+    /// Bytes of the weights that each step reads: all but an embedding that is not the head too, of
+    /// which it looks up rows.
+    pub fn step_weight_bytes(&self) -> usize {
+        let tied = Arc::ptr_eq(&self.embed_tokens, &self.lm_head);
+        self.weight_bytes() - if tied { 0 } else { self.embed_tokens.num_bytes() }
     }
 
     /// The storage formats in use with their bytes, in order of first appearance.
@@ -117,21 +139,24 @@ impl<B: ModelBackend> Model<B> {
         let layers = self.config.num_layers;
         assert_eq!(kv.layers.len(), layers, "forward: the cache has another number of layers");
     }
+}
 
-    /// `[tokens, rotary_dim]` of each of the model's rotary embeddings.
-    fn rope_tables(&self, batch: &ForwardBatch<B>) -> Vec<Tensor<B, 2>> {
-        let input = &batch.input;
-        let table = |rope: &Rope| {
-            let rotary_dim = rope.rotary_dim();
-            let mut rows = vec![0.0_f32; input.tokens.len() * rotary_dim];
-            let tokens = input.positions.iter().zip(&input.sequences);
-            for (row, (&position, &sequence)) in rows.chunks_exact_mut(rotary_dim).zip(tokens) {
-                let rope_len = input.rope_lens[sequence as usize] as usize;
-                rope.cos_sin_into(position as usize, rope_len, row);
-            }
-            let data = TensorData::new(rows, [input.tokens.len(), rotary_dim]);
-            Tensor::from_data(data, (&self.device, DType::F32))
-        };
-        self.ropes.iter().map(table).collect()
-    }
+/// Cosines and sines, `[tokens, rotary_dim]`, of each of a model's rotary embeddings.
+pub(crate) fn rope_tables<B: ModelBackend>(
+    ropes: &[Rope],
+    input: &BatchInput,
+    device: &B::Device,
+) -> Vec<Tensor<B, 2>> {
+    let table = |rope: &Rope| {
+        let rotary_dim = rope.rotary_dim();
+        let mut rows = vec![0.0_f32; input.tokens.len() * rotary_dim];
+        let tokens = input.positions.iter().zip(&input.sequences);
+        for (row, (&position, &sequence)) in rows.chunks_exact_mut(rotary_dim).zip(tokens) {
+            let rope_len = input.rope_lens[sequence as usize] as usize;
+            rope.cos_sin_into(position as usize, rope_len, row);
+        }
+        let data = TensorData::new(rows, [input.tokens.len(), rotary_dim]);
+        Tensor::from_data(data, (device, DType::F32))
+    };
+    ropes.iter().map(table).collect()
 }
