@@ -27,7 +27,7 @@ fn logits_equal_the_reference_on_every_device() {
         let expected = tensor("logits");
         let expected = expected.data().as_chunks().0.iter().map(|&x| f32::from_le_bytes(x));
         let ids: Vec<u32> = ids.collect();
-        let request = Request::tokens(&ids).max_tokens(0).prompt_report(PromptReport::Logits);
+        let request = Request::tokens(ids).max_tokens(0).prompt_report(PromptReport::Logits);
         let found = load(name, device).generate(request).unwrap().prompt.unwrap().logits;
         let difference = max_difference(&found, &expected.collect::<Vec<_>>());
         assert!(difference <= LOGIT_TOLERANCE, "{name} on {device}: {difference}");
@@ -38,7 +38,7 @@ fn logits_equal_the_reference_on_every_device() {
 fn text_goes_in_and_comes_out() {
     let text = |engine: Engine| {
         let request = Request::text("Once upon a time").max_tokens(20).ignore_eos();
-        engine.generate(request).unwrap().completions[0].text.clone()
+        engine.generate(request).unwrap().choices[0].text.clone()
     };
     let directory = model("stories260K").display().to_string();
     let expected = text(Engine::builder(directory).device(Device::Cpu).load().unwrap());

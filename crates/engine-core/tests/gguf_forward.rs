@@ -6,8 +6,8 @@ mod gguf_file;
 
 use burn_flex::{Flex, FlexDevice};
 use engine_core::{
-    BatchInput, Checkpoint, ForwardBatch, GgufFile, LogitRows, ModelConfig, SequenceChunk,
-    Treatment, WeightSource, load, planned_weight_bytes,
+    BatchInput, Checkpoint, ForwardBatch, GgufFile, KvFormat, LogitRows, ModelConfig,
+    SequenceChunk, Treatment, WeightSource, load, planned_weight_bytes,
 };
 use engine_quant::SchemePlan;
 use gguf_file::convert::{CONVERTED, convert, data};
@@ -28,7 +28,7 @@ fn logits(config: &ModelConfig, source: &dyn WeightSource, tokens: &[u32]) -> Ve
         logits: LogitRows::All,
         rope_len: tokens.len(),
     });
-    let mut kv = model.allocate_kv(tokens.len());
+    let mut kv = model.allocate_kv(tokens.len(), KvFormat::F32);
     let batch = ForwardBatch::upload(input, &FlexDevice);
     model.forward(&batch, &mut kv).unwrap().into_data().to_vec().unwrap()
 }
