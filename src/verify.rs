@@ -28,9 +28,7 @@ pub use property::Property;
 pub use run::{Setup, observe};
 pub use workload::{Workload, WorkloadLimits};
 
-use crate::{
-    Device, Engine, EngineBuilder, EngineError, GenerateError, SchemePlan, SubmitError,
-};
+use crate::{Device, Engine, EngineBuilder, EngineError, GenerateError, SchemePlan, SubmitError};
 
 /// Largest difference of a log-probability that rounding on a GPU explains.
 pub const GPU_TOLERANCE: f32 = 2e-4;

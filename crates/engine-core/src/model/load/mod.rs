@@ -86,8 +86,7 @@ fn check_plan(
     }
     let matrices = MatrixParts::all(config, source.model_prefix());
     let pieces = matrices.iter().flat_map(|matrix| &matrix.parts).flat_map(|part| &part.pieces);
-    let names: Vec<&str> =
-        pieces.flat_map(|piece| &piece.names).map(String::as_str).collect();
+    let names: Vec<&str> = pieces.flat_map(|piece| &piece.names).map(String::as_str).collect();
     match plan.unmatched_rule(&names, config.num_layers) {
         Some(pattern) => Err(LoadError::UnmatchedRule {
             plan: plan.to_string(),
