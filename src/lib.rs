@@ -53,13 +53,14 @@ pub use request::{
 pub use runner::ExecuteError;
 pub use step::{EngineCore, RequestEvent, RequestId};
 pub use text::{
-    ChatOptions, ChatTemplate, ChatTemplateError, Content, Detokenizer, FunctionCall, Message,
-    StopError, StopMatcher, StopStep, Tokenizer, TokenizerError, ToolCall,
+    ChatOptions, ChatTemplate, ChatTemplateError, Content, Detokenizer, FunctionCall,
+    GgufVocabulary, Message, StopError, StopMatcher, StopStep, Tokenizer, TokenizerError, ToolCall,
 };
 
 pub use engine_core::sampling::{SamplingError, SamplingParams, TokenLogprobs};
 pub use engine_core::{
-    GenerationConfig, LoadEntry, LoadError, LoadProgress, LoadReport, ModelConfig, Treatment,
+    GenerationConfig, KvFormat, LoadEntry, LoadError, LoadProgress, LoadReport, ModelConfig,
+    Treatment, UnknownKvFormat,
 };
 pub use engine_quant::{Scheme, SchemeError, SchemePlan};
 pub use engine_sched::{Preemption, Statistics};

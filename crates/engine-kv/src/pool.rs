@@ -245,12 +245,13 @@ impl BlockPool {
     }
 
     /// A second table over the same written blocks; either copies the partial last one when it
-    /// writes on.
-    pub fn fork(&mut self, table: &PageTable) -> PageTable {
-        let written = self.blocks_for(table.len).max(table.released);
+    /// writes on. What `table` had reserved and not written is given back: its last block is not
+    /// its own any more.
+    pub fn fork(&mut self, table: &mut PageTable) -> PageTable {
+        self.release_unwritten(table);
         let child = PageTable {
             namespace: table.namespace,
-            blocks: table.blocks[..written].to_vec(),
+            blocks: table.blocks.clone(),
             len: table.len,
             reserved: table.len,
             released: table.released,

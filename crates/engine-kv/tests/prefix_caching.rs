@@ -141,7 +141,7 @@ fn a_block_evicted_from_the_middle_does_not_cut_off_what_follows() {
 fn a_fork_copies_the_partial_block_of_the_first_writer_only() {
     let mut pool = BlockPool::new(6, 2, true);
     let mut parent = run(&mut pool, ANY, &[1, 2, 3]);
-    let mut child = pool.fork(&parent);
+    let mut child = pool.fork(&mut parent);
     assert_eq!(blocks(&child), [0, 1]);
     assert_eq!(pool.ref_count(BlockId(1)), 2);
 
@@ -155,7 +155,7 @@ fn a_fork_copies_the_partial_block_of_the_first_writer_only() {
     pool.check(&[&parent, &child]).unwrap();
 
     // On a block border there is nothing to copy.
-    let mut third = pool.fork(&child);
+    let mut third = pool.fork(&mut child);
     assert_eq!(pool.reserve(&mut third, 5).unwrap(), None);
     assert_eq!(blocks(&third), [0, 2, 3]);
     assert_eq!(third.wasted_slots(&pool), 2);
@@ -167,10 +167,26 @@ fn a_fork_copies_the_partial_block_of_the_first_writer_only() {
 }
 
 #[test]
+fn a_fork_takes_back_what_was_reserved() {
+    let mut pool = BlockPool::new(6, 2, true);
+    let mut parent = run(&mut pool, ANY, &[1, 2, 3]);
+    // Position 3 of the partial block and a block of its own.
+    assert_eq!(pool.reserve(&mut parent, 6).unwrap(), None);
+    let mut child = pool.fork(&mut parent);
+    pool.check(&[&parent, &child]).unwrap();
+    assert_eq!((blocks(&parent), blocks(&child)), (vec![0, 1], vec![0, 1]));
+    // To write on, it needs a partial block of its own.
+    assert_eq!(pool.reserve(&mut parent, 4).unwrap().map(|(from, _)| from), Some(BlockId(1)));
+    pool.check(&[&parent, &child]).unwrap();
+    pool.release(&mut child);
+    pool.release(&mut parent);
+}
+
+#[test]
 fn what_does_not_fit_changes_nothing() {
     let mut pool = BlockPool::new(2, 2, true);
     let mut table = run(&mut pool, ANY, &[1, 2, 3]);
-    let mut child = pool.fork(&table);
+    let mut child = pool.fork(&mut table);
     let before = format!("{pool:?} {table:?} {child:?}");
     let error = pool.reserve(&mut child, 4).unwrap_err();
     assert_eq!(error, OutOfBlocks { needed: 1, free: 0 });

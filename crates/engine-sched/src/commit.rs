@@ -150,7 +150,7 @@ impl Scheduler {
 
     /// Replaces the request by its samples, which share its blocks.
     fn fork(&mut self, id: SequenceId) {
-        let Some(parent) = self.sequences.get(&id) else { return };
+        let Some(parent) = self.sequences.get_mut(&id) else { return };
         let terms = parent.terms.clone();
         let mut samples = Vec::with_capacity(terms.num_samples);
         for index in 0..terms.num_samples {
@@ -159,7 +159,7 @@ impl Scheduler {
                 terms: terms.clone(),
                 sample_index: Some(index),
                 tokens: parent.tokens.clone(),
-                table: self.pool.fork(&parent.table),
+                table: self.pool.fork(&mut parent.table),
                 swapped: None,
                 ..**parent
             });

@@ -10,11 +10,13 @@ mod rope;
 
 use std::path::Path;
 
+use serde_json::{Map, Value};
+
 pub use family::Architecture;
 pub use generation::GenerationConfig;
 pub use quantization::{NativeConfig, QuantizationConfig};
 
-use crate::{LoadError, RopeConfig, StoredType, ops::activation::Activation};
+use crate::{KvFormat, LoadError, RopeConfig, StoredType, ops::activation::Activation};
 use family::{Family, GEMMA3_MULTIMODAL};
 use json::{Fields, parse_object, read_file};
 use quantization::read_quantization;
@@ -132,8 +134,12 @@ impl ModelConfig {
     /// # Errors
     /// As [`ModelConfig::load`].
     pub fn parse(json: &[u8], file: &Path) -> Result<Self, LoadError> {
-        let map = parse_object(json, file)?;
-        let fields = Fields::new(file, &map);
+        Self::from_object(&parse_object(json, file)?, file)
+    }
+
+    /// Reads the keys of a `config.json`, whatever file they are from.
+    pub(crate) fn from_object(map: &Map<String, Value>, file: &Path) -> Result<Self, LoadError> {
+        let fields = Fields::new(file, map);
         let class = class_name(&fields)?;
         let unknown = |found: &str| LoadError::UnknownArchitecture {
             file: file.to_path_buf(),
@@ -161,8 +167,8 @@ impl ModelConfig {
     }
 
     /// Bytes that one position's keys and values take over all layers.
-    pub fn kv_bytes_per_token(&self) -> usize {
-        self.num_layers * 2 * self.kv_row_len() * size_of::<f32>()
+    pub fn kv_bytes_per_token(&self, format: KvFormat) -> usize {
+        self.num_layers * 2 * self.num_kv_heads * format.head_bytes(self.head_dim)
     }
 
     /// The longest context the model may be run at.

@@ -185,11 +185,11 @@ impl World {
     }
 
     fn fork(&mut self, from: usize, to: usize) {
-        let parent = &self.sequences[from];
+        let parent = &mut self.sequences[from];
         self.sequences[to] = Sequence {
             tokens: parent.tokens.clone(),
             namespace: parent.namespace,
-            table: self.pool.fork(&parent.table),
+            table: self.pool.fork(&mut parent.table),
             naive: self.naive.fork(&parent.naive),
             swapped: None,
             naive_released: 0,

@@ -15,9 +15,7 @@ pub use estimate::planned_weight_bytes;
 pub use report::{LoadEntry, LoadReport, Treatment};
 
 use super::{Model, layer::DecoderLayer, layer::LayerShape, layer::Linear};
-use crate::{
-    LoadError, ModelBackend, ModelConfig, Rope, WeightSource, ops::attention::AttentionArgs,
-};
+use crate::{LoadError, ModelBackend, ModelConfig, Rope, WeightSource};
 use matrix::MatrixReader;
 use parts::{MatrixParts, layer_prefix};
 
@@ -140,26 +138,8 @@ impl<B: ModelBackend> Loader<'_, B> {
             gate_up_proj: self
                 .linear(&MatrixParts::gate_up_proj(config, &layer), config.mlp_bias)?,
             down_proj: self.linear(&MatrixParts::down_proj(config, &layer), config.mlp_bias)?,
-            shape: self.shape(i),
+            shape: LayerShape::of(config, i),
         })
-    }
-
-    fn shape(&self, i: usize) -> LayerShape {
-        let config = self.config;
-        let layer = config.layers[i];
-        LayerShape {
-            attention: AttentionArgs {
-                heads: config.num_heads,
-                kv_heads: config.num_kv_heads,
-                head_dim: config.head_dim,
-                scale: config.attention_scale,
-                softcap: config.attention_softcap,
-                window: layer.window,
-            },
-            rope: layer.rope,
-            activation: config.activation,
-            eps: config.rms_norm_eps,
-        }
     }
 
     /// One matrix, and its bias likewise.
