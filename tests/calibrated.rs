@@ -18,83 +18,24 @@ use common::data;
 use engine::Tokenizer;
 use engine_bench::perplexity::Method;
 use engine_core::{
-    BatchInput, CalibrateError, CalibratedModel, CalibratedTensor, Calibration, Checkpoint,
-    ForwardBatch, LoadError, LogitRows, Model, ModelConfig, SequenceChunk, StoredMatrix,
-    UnscaledReason, WeightSource, calibrate, load,
+    BatchInput, CalibrateError, CalibratedModel, Calibration, Checkpoint, ForwardBatch, LogitRows,
+    Model, ModelConfig, SequenceChunk, StoredMatrix, UnscaledReason, WeightSource, calibrate, load,
 };
 use engine_quant::SchemePlan;
-use safetensors::{Dtype, tensor::TensorView};
 use serde_json::Value;
-
-/// A checkpoint of floats as a source.
-struct Floats(Checkpoint);
-
-impl WeightSource for Floats {
-    fn contains(&self, name: &str) -> bool {
-        self.0.contains(name)
-    }
-
-    fn num_bytes(&self) -> usize {
-        self.0.num_bytes()
-    }
-
-    fn model_prefix(&self) -> &'static str {
-        self.0.model_prefix()
-    }
-
-    fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<StoredMatrix, LoadError> {
-        self.0.load(name, &shape).map(StoredMatrix::Dense)
-    }
-
-    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
-        Ok(self.0.load(name, &[len])?.iter::<f32>().collect())
-    }
-
-    fn stored_type(&self, _: &str) -> String {
-        "floats".to_owned()
-    }
-}
 
 fn directory(model: &str) -> PathBuf {
     let trained = data().join("models").join(model);
     if trained.exists() { trained } else { data().join("quant/models").join(model) }
 }
 
-fn source(model: &str) -> (ModelConfig, Floats) {
+fn source(model: &str) -> (ModelConfig, Checkpoint) {
     let directory = directory(model);
-    (ModelConfig::load(&directory).unwrap(), Floats(Checkpoint::open(&directory).unwrap()))
+    (ModelConfig::load(&directory).unwrap(), Checkpoint::open(&directory).unwrap())
 }
 
-fn floats_of(tensor: &CalibratedTensor) -> (Vec<usize>, Vec<f32>) {
-    match tensor {
-        CalibratedTensor::Vector(values) => (vec![values.len()], values.clone()),
-        CalibratedTensor::Matrix(StoredMatrix::Dense(data)) => {
-            (data.shape.to_vec(), data.iter::<f32>().collect())
-        }
-        CalibratedTensor::Matrix(StoredMatrix::Packed(packed)) => {
-            packed.check().unwrap();
-            (packed.spec.shape.to_vec(), packed.dequantize())
-        }
-    }
-}
-
-/// The model that a calibration made, its matrices widened to `f32`.
-fn load_calibrated(config: &ModelConfig, calibrated: &CalibratedModel) -> Model<Flex> {
-    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = calibrated
-        .tensors()
-        .map(|(name, tensor)| {
-            let (shape, values) = floats_of(tensor);
-            (name.to_owned(), shape, values.iter().flat_map(|w| w.to_le_bytes()).collect())
-        })
-        .collect();
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        (name.clone(), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
-    });
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("model.safetensors");
-    safetensors::serialize_to_file(views, None, &file).unwrap();
-    let checkpoint = Checkpoint::open(directory.path()).unwrap();
-    load(config.clone(), &checkpoint, &Default::default(), &mut |_| ()).unwrap()
+fn load_from(config: &ModelConfig, source: &dyn WeightSource) -> Model<Flex> {
+    load(config.clone(), source, &SchemePlan::default(), &Default::default(), &mut |_| ()).unwrap()
 }
 
 /// Logits of every position but the last, `[windows][tokens − 1][vocab]`.
@@ -154,7 +95,7 @@ impl Scored {
 struct Trained {
     name: &'static str,
     config: ModelConfig,
-    source: Floats,
+    source: Checkpoint,
     sequences: Vec<Vec<u32>>,
     scored: Vec<Scored>,
     limits: Value,
@@ -180,8 +121,7 @@ impl Trained {
             let windows = method.windows(&text, config.bos_token_id, context, encode).unwrap();
             windows.into_iter().map(|window| window.tokens).collect()
         };
-        let floats: Model<Flex> =
-            load(config.clone(), &source.0, &Default::default(), &mut |_| ()).unwrap();
+        let floats: Model<Flex> = load_from(&config, &source);
         let scored = texts
             .iter()
             .map(|&(name, path, method)| {
@@ -227,7 +167,7 @@ impl Trained {
         for (plan, reference) in schemes {
             let calibrated = self.calibrate(plan);
             assert_eq!(calibrated.matrices.len(), 7 * self.config.num_layers);
-            let model = load_calibrated(&self.config, &calibrated);
+            let model = load_from(&self.config, &calibrated);
             for scored in &self.scored {
                 let limits = &self.limits["approximate"][reference];
                 let number = |what: &str| limits["reach_or_beat"][scored.name][what].as_f64();
@@ -340,11 +280,10 @@ fn every_family_keeps_its_names_and_its_function() {
                 calibrated.matrices.iter().map(|report| (report.number, report.total)).collect();
             assert_eq!(numbers, (1..=total).map(|n| (n, total)).collect::<Vec<_>>());
 
-            let floats: Model<Flex> =
-                load(config.clone(), &checkpoint, &Default::default(), &mut |_| ()).unwrap();
+            let floats: Model<Flex> = load_from(&config, &checkpoint);
             let windows = sequences(&config);
             let original = logits(&floats, &windows).concat();
-            let quantized = logits(&load_calibrated(&config, &calibrated), &windows).concat();
+            let quantized = logits(&load_from(&config, &calibrated), &windows).concat();
             let size: f32 = original.iter().map(|x| x * x).sum();
             let lost: f32 = original.iter().zip(&quantized).map(|(a, b)| (a - b).powi(2)).sum();
             let limit = if plan.starts_with("int8") { 0.02 } else { 0.25 };
