@@ -18,8 +18,9 @@ use common::data;
 use engine::Tokenizer;
 use engine_bench::perplexity::Method;
 use engine_core::{
-    BatchInput, CalibrateError, CalibratedModel, Calibration, Checkpoint, ForwardBatch, LogitRows,
-    Model, ModelConfig, SequenceChunk, StoredMatrix, UnscaledReason, WeightSource, calibrate, load,
+    BatchInput, CalibrateError, CalibratedModel, Calibration, Checkpoint, ForwardBatch, KvFormat,
+    LogitRows, Model, ModelConfig, SequenceChunk, StoredMatrix, UnscaledReason, WeightSource,
+    calibrate, load,
 };
 use engine_quant::SchemePlan;
 use serde_json::Value;
@@ -49,7 +50,7 @@ fn logits(model: &Model<Flex>, windows: &[Vec<u32>]) -> Vec<Vec<f32>> {
             logits: LogitRows::All,
             rope_len: tokens.len(),
         });
-        let mut kv = model.allocate_kv(tokens.len().next_multiple_of(16));
+        let mut kv = model.allocate_kv(tokens.len().next_multiple_of(16), KvFormat::F32);
         let batch = ForwardBatch::upload(input, model.device());
         let data = model.forward(&batch, &mut kv).unwrap().into_data();
         let mut values: Vec<f32> = data.iter::<f32>().collect();
@@ -121,7 +122,7 @@ impl Trained {
             let windows = method.windows(&text, config.bos_token_id, context, encode).unwrap();
             windows.into_iter().map(|window| window.tokens).collect()
         };
-        let floats: Model<Flex> = load_from(&config, &source);
+        let floats = load_from(&config, &source);
         let scored = texts
             .iter()
             .map(|&(name, path, method)| {
@@ -280,7 +281,7 @@ fn every_family_keeps_its_names_and_its_function() {
                 calibrated.matrices.iter().map(|report| (report.number, report.total)).collect();
             assert_eq!(numbers, (1..=total).map(|n| (n, total)).collect::<Vec<_>>());
 
-            let floats: Model<Flex> = load_from(&config, &checkpoint);
+            let floats = load_from(&config, &checkpoint);
             let windows = sequences(&config);
             let original = logits(&floats, &windows).concat();
             let quantized = logits(&load_from(&config, &calibrated), &windows).concat();
