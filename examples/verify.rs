@@ -20,6 +20,9 @@ struct Options {
     /// auto, cpu, wgpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: engine::Device,
+    /// Weight format: none (the file's own), int8, int4, nf4, …
+    #[arg(long, default_value = "none", value_name = "SCHEME")]
+    quant: engine::SchemePlan,
     /// Requests of each property
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(4..))]
     requests: u16,
@@ -51,6 +54,7 @@ fn verify(options: &Options) -> Result<bool, Failure> {
         .with_style(ProgressStyle::with_template("{msg:40!} {wide_bar} {pos}/{len} {elapsed}")?);
     bar.set_message("undisturbed requests");
     let verifier = Verifier::new(&options.model, options.device)
+        .quantization(options.quant.clone())
         .requests(options.requests.into())
         .lengths(options.prompt_tokens.into(), options.new_tokens.into())
         .tolerance(options.tolerance)

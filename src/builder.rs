@@ -1,8 +1,10 @@
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use engine_core::{
-    Checkpoint, GenerationConfig, LoadProgress, ModelBackend, ModelConfig, RopeLength, load,
+    Checkpoint, GenerationConfig, LoadProgress, ModelBackend, ModelConfig, RopeLength,
+    WeightSource, load, planned_weight_bytes,
 };
+use engine_quant::SchemePlan;
 use engine_sched::{CacheEpochs, Preemption, Scheduler, SchedulerConfig};
 
 use crate::execute::ModelExecutor;
@@ -45,6 +47,7 @@ pub enum Progress {
 pub struct EngineBuilder {
     model: String,
     device: Device,
+    quantization: SchemePlan,
     threads: Option<usize>,
     kv_cache_bytes: Option<usize>,
     swap_bytes: usize,
@@ -63,6 +66,7 @@ impl EngineBuilder {
         Self {
             model,
             device: Device::Auto,
+            quantization: SchemePlan::default(),
             threads: None,
             kv_cache_bytes: None,
             swap_bytes: 0,
@@ -80,6 +84,13 @@ impl EngineBuilder {
     /// Where to run; [`Device::Auto`] by default.
     pub fn device(mut self, device: Device) -> Self {
         self.device = device;
+        self
+    }
+
+    /// What becomes of the weights while they are loaded; by default they stay as the file has
+    /// them. A matrix that the file has in few bits keeps them in any case.
+    pub fn quantization(mut self, plan: SchemePlan) -> Self {
+        self.quantization = plan;
         self
     }
 
@@ -177,7 +188,7 @@ impl EngineBuilder {
             return Err(EngineError::ChatTemplate(error.to_string()));
         }
         let device = self.device.select()?;
-        let checkpoint = Checkpoint::open(&path)?;
+        let checkpoint = Checkpoint::open(&path)?.with_quantization(config.quantization.clone());
         let memory = self.plan(&config, &checkpoint, &device)?;
         let max_context = self.context(&config)?.min(memory.kv_tokens);
         let threads = self.threads.unwrap_or_else(available_threads);
@@ -185,14 +196,17 @@ impl EngineBuilder {
         let scheduler = Scheduler::new(self.scheduler_config(&config, &memory, max_context))
             .map_err(|error| setting("scheduler", error))?;
         let runner = self.runner(&config, &checkpoint, &device, &memory, threads)?;
+        let weights = runner.weights();
         let info = EngineInfo {
             path,
             generation,
             tokenizer,
             device,
             threads,
-            memory: MemoryPlan { weight_bytes: runner.weight_bytes(), ..memory },
-            weight_formats: runner.weight_formats(),
+            memory: MemoryPlan { weight_bytes: weights.num_bytes, ..memory },
+            step_weight_bytes: weights.step_bytes,
+            weight_formats: weights.formats,
+            load_report: weights.report,
             max_context,
             load_time: started.elapsed(),
             config,
@@ -237,7 +251,7 @@ impl EngineBuilder {
     fn plan(
         &self,
         config: &ModelConfig,
-        checkpoint: &Checkpoint,
+        source: &dyn WeightSource,
         device: &Selected,
     ) -> Result<MemoryPlan, EngineError> {
         let free = match device.device {
@@ -250,7 +264,8 @@ impl EngineBuilder {
             whole_context: self.max_context.is_some(),
             block_size: self.block_size,
         };
-        let plan = MemoryPlan::new(config, checkpoint.num_bytes(), free, &wish);
+        let weights = planned_weight_bytes(config, source, &self.quantization);
+        let plan = MemoryPlan::new(config, weights, free, &wish);
         if wish.whole_context && plan.kv_tokens < wish.context {
             let needed = wish.context.saturating_mul(plan.kv_bytes_per_token);
             let message = format!(
@@ -291,7 +306,7 @@ impl EngineBuilder {
     fn runner(
         &mut self,
         config: &ModelConfig,
-        checkpoint: &Checkpoint,
+        source: &dyn WeightSource,
         device: &Selected,
         memory: &MemoryPlan,
         threads: usize,
@@ -305,17 +320,17 @@ impl EngineBuilder {
                     .build()
                     .map_err(|error| setting("threads", error))?;
                 let device = burn_flex::FlexDevice;
-                self.load_on::<burn_flex::Flex>(config, checkpoint, memory, device, Some(pool))
+                self.load_on::<burn_flex::Flex>(config, source, memory, device, Some(pool))
             }
             #[cfg(feature = "wgpu")]
             Device::Wgpu => {
                 let device = burn_wgpu::WgpuDevice::default();
-                self.load_on::<burn_wgpu::Wgpu>(config, checkpoint, memory, device, None)
+                self.load_on::<burn_wgpu::Wgpu>(config, source, memory, device, None)
             }
             #[cfg(feature = "cuda")]
             Device::Cuda(index) => {
                 let device = burn_cuda::CudaDevice::new(index);
-                self.load_on::<burn_cuda::Cuda>(config, checkpoint, memory, device, None)
+                self.load_on::<burn_cuda::Cuda>(config, source, memory, device, None)
             }
             other => Err(setting("device", format!("`{other}` is not in this build"))),
         }
@@ -324,16 +339,20 @@ impl EngineBuilder {
     fn load_on<B: ModelBackend>(
         &mut self,
         config: &ModelConfig,
-        checkpoint: &Checkpoint,
+        source: &dyn WeightSource,
         memory: &MemoryPlan,
         device: B::Device,
         threads: Option<rayon::ThreadPool>,
     ) -> Result<Box<dyn Runner>, EngineError> {
         let (block_size, num_blocks) = (self.block_size, memory.kv_tokens / self.block_size);
-        let progress = &mut self.progress;
+        let (plan, progress) = (&self.quantization, &mut self.progress);
         let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let report = &mut |done| progress(Progress::Load(done));
-            let model = load::<B>(config.clone(), checkpoint, &device, report)?;
+            let mut load = || load::<B>(config.clone(), source, plan, &device, report);
+            let model = match &threads {
+                Some(pool) => pool.install(load),
+                None => load(),
+            }?;
             Ok(Box::new(ModelRunner::new(model, num_blocks, block_size, threads))
                 as Box<dyn Runner>)
         }));

@@ -289,6 +289,7 @@ mod tests {
     use engine_sched::{Scheduler, SchedulerConfig, SequenceRequest};
 
     use super::*;
+    use crate::runner::Weights;
 
     /// A device that computes and is lost when its result is read.
     struct Lost;
@@ -302,12 +303,8 @@ mod tests {
             Ok(Box::new(Lost))
         }
 
-        fn weight_bytes(&self) -> usize {
-            0
-        }
-
-        fn weight_formats(&self) -> Vec<(String, usize)> {
-            Vec::new()
+        fn weights(&self) -> Weights {
+            Weights::default()
         }
     }
 

@@ -1,6 +1,6 @@
 use std::{path::PathBuf, time::Duration};
 
-use engine_core::{GenerationConfig, ModelConfig, sampling::SamplingParams};
+use engine_core::{GenerationConfig, LoadReport, ModelConfig, sampling::SamplingParams};
 
 use crate::{
     ChatOptions, ChatTemplate, MemoryPlan, Prompt, Request, Selected, SubmitError, Tokenizer,
@@ -24,8 +24,13 @@ pub struct EngineInfo {
     pub threads: usize,
     /// The arithmetic of its memory.
     pub memory: MemoryPlan,
+    /// Bytes of the weights that each step reads: of an embedding that is not the head too it
+    /// reads rows alone, which are not counted.
+    pub step_weight_bytes: usize,
     /// Storage formats of the weights with their bytes.
     pub weight_formats: Vec<(String, usize)>,
+    /// What became of the file's matrices.
+    pub load_report: LoadReport,
     /// Positions of the longest sequence.
     pub max_context: usize,
     /// How long loading took.

@@ -58,5 +58,8 @@ pub use text::{
 };
 
 pub use engine_core::sampling::{SamplingError, SamplingParams, TokenLogprobs};
-pub use engine_core::{GenerationConfig, LoadError, LoadProgress, ModelConfig};
+pub use engine_core::{
+    GenerationConfig, LoadEntry, LoadError, LoadProgress, LoadReport, ModelConfig, Treatment,
+};
+pub use engine_quant::{Scheme, SchemeError, SchemePlan};
 pub use engine_sched::{Preemption, Statistics};

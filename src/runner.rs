@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use burn_tensor::{DType, Int, Tensor, TensorData};
 use engine_core::ops::sample::{TokenChoice, choose_tokens};
-use engine_core::{BatchInput, ForwardBatch, KvCache, Model, ModelBackend};
+use engine_core::{BatchInput, ForwardBatch, KvCache, LoadReport, Model, ModelBackend};
 use thiserror::Error;
 
 /// Why a step could not be computed.
@@ -47,10 +47,21 @@ pub(crate) struct Step {
 pub(crate) trait Runner: Send {
     /// Computes a step. The result holds logits of the batch's logit rows, in their order.
     fn run(&mut self, step: Step) -> Result<Box<dyn Logits>, ExecuteError>;
-    /// Bytes of the weights on the device.
-    fn weight_bytes(&self) -> usize;
-    /// The weights' storage formats and their bytes.
-    fn weight_formats(&self) -> Vec<(String, usize)>;
+    /// What was loaded.
+    fn weights(&self) -> Weights;
+}
+
+/// The weights of a model on a device.
+#[derive(Debug, Default)]
+pub(crate) struct Weights {
+    /// Bytes of all of them.
+    pub num_bytes: usize,
+    /// Bytes that each step reads.
+    pub step_bytes: usize,
+    /// Storage formats and their bytes.
+    pub formats: Vec<(String, usize)>,
+    /// What became of the file's matrices.
+    pub report: LoadReport,
 }
 
 /// Logits of one step, still on the device, `[rows, vocab]`.
@@ -117,12 +128,13 @@ impl<B: ModelBackend> Runner for ModelRunner<B> {
         Ok(Box::new(DeviceLogits { logits: result? }))
     }
 
-    fn weight_bytes(&self) -> usize {
-        self.model.weight_bytes()
-    }
-
-    fn weight_formats(&self) -> Vec<(String, usize)> {
-        self.model.weight_formats()
+    fn weights(&self) -> Weights {
+        Weights {
+            num_bytes: self.model.weight_bytes(),
+            step_bytes: self.model.step_weight_bytes(),
+            formats: self.model.weight_formats(),
+            report: self.model.load_report().clone(),
+        }
     }
 }
 

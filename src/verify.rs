@@ -28,7 +28,9 @@ pub use property::Property;
 pub use run::{Setup, observe};
 pub use workload::{Workload, WorkloadLimits};
 
-use crate::{Device, Engine, EngineError, GenerateError, SubmitError};
+use crate::{
+    Device, Engine, EngineBuilder, EngineError, GenerateError, SchemePlan, SubmitError,
+};
 
 /// Largest difference of a log-probability that rounding on a GPU explains.
 pub const GPU_TOLERANCE: f32 = 2e-4;
@@ -75,6 +77,7 @@ impl PropertyReport {
 pub struct Verifier {
     model: String,
     device: Device,
+    quantization: SchemePlan,
     requests: usize,
     seed: u64,
     tolerance: f32,
@@ -88,12 +91,23 @@ impl Verifier {
         Self {
             model: model.into(),
             device,
+            quantization: SchemePlan::default(),
             requests: 8,
             seed: 0,
             tolerance: GPU_TOLERANCE,
             max_prompt_tokens: 40,
             max_new_tokens: 16,
         }
+    }
+
+    /// What becomes of the weights while they are loaded; they stay as they are by default.
+    pub fn quantization(mut self, plan: SchemePlan) -> Self {
+        self.quantization = plan;
+        self
+    }
+
+    fn engine(&self, model: &str, device: Device) -> EngineBuilder {
+        Engine::builder(model).device(device).quantization(self.quantization.clone())
     }
 
     /// Requests of each property; 8 by default.
@@ -126,7 +140,7 @@ impl Verifier {
     /// # Errors
     /// If the model does not load or a request fails.
     pub fn open(self) -> Result<OpenVerifier, VerifyError> {
-        let mut plain = Setup::plain().load(&self.model, self.device, 0, None)?;
+        let mut plain = Setup::plain().load(self.engine(&self.model, self.device), 0, None)?;
         let info = plain.info().clone();
         let half = (info.max_context / 2).max(1);
         let mixed = WorkloadLimits {
@@ -223,8 +237,8 @@ impl OpenVerifier {
     ) -> Result<(), VerifyError> {
         let max_context = known.limits.max_prompt_tokens + known.limits.max_new_tokens;
         let path = self.path.display().to_string();
-        let mut core =
-            setup.load(&path, self.device, self.kv_bytes_per_token, Some(max_context))?;
+        let engine = self.verifier.engine(&path, self.device);
+        let mut core = setup.load(engine, self.kv_bytes_per_token, Some(max_context))?;
         let found = observe(&mut core, &known.workload, setup)?;
         let statistics = core.statistics();
         report.exercised += report.property.exercised(&statistics, &known.workload, setup);
@@ -244,7 +258,8 @@ impl OpenVerifier {
     ) -> Result<(), VerifyError> {
         let setup = Setup::plain();
         let path = self.path.display().to_string();
-        let mut core = setup.load(&path, self.device, self.kv_bytes_per_token, None)?;
+        let engine = self.verifier.engine(&path, self.device);
+        let mut core = setup.load(engine, self.kv_bytes_per_token, None)?;
         for (request, expected) in known.workload.requests().iter().zip(&known.expected) {
             for (index, expected) in expected.iter().enumerate() {
                 for cut in workload::cuts(request, expected) {
@@ -262,20 +277,18 @@ impl OpenVerifier {
 }
 
 impl Setup {
-    /// An engine with this setup. Room for keys and values is what the setup asks for, with
+    /// An engine with this setup on top of what the builder says. Room for keys and values is what the setup asks for, with
     /// `kv_bytes_per_token` known, else the default.
     ///
     /// # Errors
     /// If the model does not load.
     pub fn load(
         &self,
-        model: &str,
-        device: Device,
+        engine: EngineBuilder,
         kv_bytes_per_token: usize,
         max_context: Option<usize>,
     ) -> Result<crate::EngineCore, EngineError> {
-        let mut builder = Engine::builder(model)
-            .device(device)
+        let mut builder = engine
             .block_size(self.block_size)
             .max_batched_tokens(self.max_batched_tokens)
             .max_sequences(self.max_sequences)

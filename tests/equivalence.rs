@@ -9,7 +9,9 @@ use std::collections::HashMap;
 
 use common::{LOGIT_TOLERANCE, builder, devices, model};
 use engine::verify::{Comparison, Observation, Setup, Verifier, Workload, WorkloadLimits, observe};
-use engine::{Device, Engine, Preemption, PromptReport, Request, SamplingParams};
+use engine::{
+    Device, Engine, EngineBuilder, Preemption, PromptReport, Request, SamplingParams, SchemePlan,
+};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -31,13 +33,23 @@ fn path(name: &str) -> String {
     model(name).display().to_string()
 }
 
+fn engine(name: &str, device: Device) -> EngineBuilder {
+    Engine::builder(path(name)).device(device)
+}
+
 /// Equal bits on the CPU, the tolerance of logits elsewhere.
 fn tolerance(device: Device) -> Option<f32> {
     (device != Device::Cpu).then_some(LOGIT_TOLERANCE)
 }
 
 fn check_all(name: &str, device: Device, requests: usize, seed: u64) {
+    check_quantized(name, "none", device, (requests, seed));
+}
+
+fn check_quantized(name: &str, plan: &str, device: Device, (requests, seed): (usize, u64)) {
+    let plan: SchemePlan = plan.parse().unwrap();
     let verifier = Verifier::new(path(name), device)
+        .quantization(plan.clone())
         .requests(requests)
         .lengths(36, 14)
         .seed(seed)
@@ -46,7 +58,7 @@ fn check_all(name: &str, device: Device, requests: usize, seed: u64) {
         .unwrap();
     for property in verifier.properties() {
         let report = verifier.check(property).unwrap();
-        assert!(report.holds(), "{name} on {device}: {property}: {report:#?}");
+        assert!(report.holds(), "{name} {plan} on {device}: {property}: {report:#?}");
         assert!(report.cases >= requests.min(4), "{name}: {property}: {} cases", report.cases);
         assert!(report.exercised > 0, "{name} on {device}: {property} did not occur");
         assert!(report.comparison.values > 100, "{name} on {device}: {property}: {report:#?}");
@@ -57,6 +69,19 @@ fn check_all(name: &str, device: Device, requests: usize, seed: u64) {
 fn every_property_holds_for_every_kind_of_model_on_the_cpu() {
     for (seed, name) in (7..).zip(MODELS) {
         check_all(name, Device::Cpu, 8, seed);
+    }
+}
+
+#[test]
+fn every_property_holds_for_weights_in_few_bits_on_the_cpu() {
+    let mixed = "int4:group=32:asym+v_proj=int8+down_proj=none+embeddings=int8";
+    for (name, plan) in [
+        ("stories260K", "int8+embeddings=int8"),
+        ("stories260K", "int4"),
+        ("phi3-fused", mixed),
+        ("qwen2-bias-tied", "nf4+first=int8:tensor"),
+    ] {
+        check_quantized(name, plan, Device::Cpu, (6, 3));
     }
 }
 
@@ -121,13 +146,13 @@ fn random_combinations(device: Device, models: &'static [&'static str], cases: u
         let mut known = known.borrow_mut();
         let Known { workload, expected, kv_bytes } =
             known.entry((name, seed)).or_insert_with(|| {
-                let mut core = Setup::plain().load(&path(name), device, 0, None).unwrap();
+                let mut core = Setup::plain().load(engine(name, device), 0, None).unwrap();
                 let limits = limits(core.info().config.vocab_size);
                 let workload = Workload::random(seed, 10, limits);
                 let expected = workload.alone(&mut core).unwrap();
                 Known { workload, expected, kv_bytes: core.info().memory.kv_bytes_per_token }
             });
-        let mut core = setup.load(&path(name), device, *kv_bytes, Some(42)).unwrap();
+        let mut core = setup.load(engine(name, device), *kv_bytes, Some(42)).unwrap();
         let found = observe(&mut core, workload, &setup).unwrap();
         let mut comparison = Comparison::default();
         for (expected, found) in expected.iter().zip(&found) {

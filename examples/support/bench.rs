@@ -3,11 +3,11 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use engine::Device;
+use engine::{Device, SchemePlan};
 use engine_bench::{Plan, Shape, Source, Stage, run};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{DEFAULT_MODEL, Failure, output, quant_scheme};
+use super::{DEFAULT_MODEL, Failure, output};
 
 #[derive(Parser)]
 #[command(about = "Measures the machine, then how fast models run on it; the table goes to stdout")]
@@ -22,9 +22,9 @@ struct Options {
     /// Measure here instead, as cuda:1
     #[arg(long)]
     device: Option<Device>,
-    /// Weight formats: none keeps the checkpoint's
-    #[arg(long, value_delimiter = ',', default_value = "none", value_parser = quant_scheme)]
-    quant: Vec<String>,
+    /// Weight formats: none (the file's own), int8, int4, nf4, int4:group=64:asym, …
+    #[arg(long, value_delimiter = ',', default_value = "none", value_name = "SCHEME")]
+    quant: Vec<SchemePlan>,
     /// Requests at once
     #[arg(long, value_delimiter = ',', default_value = "1,8")]
     batch: Vec<usize>,

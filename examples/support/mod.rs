@@ -10,7 +10,7 @@ pub mod sampling;
 use std::{fmt::Display, process::ExitCode};
 
 use clap::{Args, Parser};
-use engine::{Device, Engine, EngineBuilder, Progress};
+use engine::{Device, Engine, EngineBuilder, Progress, SchemePlan};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// The real, small model that is part of the repository.
@@ -29,9 +29,10 @@ pub struct ModelOptions {
     /// auto, cpu, wgpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: Device,
-    /// Weight format: none keeps the checkpoint's
-    #[arg(long, default_value = "none", value_parser = quant_scheme)]
-    pub quant: String,
+    /// Weight format: none (the file's own), int8, int4, nf4, int4:group=64:asym,
+    /// int4+v_proj=int8+last=none, …
+    #[arg(long, default_value = "none", value_name = "SCHEME")]
+    pub quant: SchemePlan,
     /// Threads of the CPU kernels; all cores by default
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -43,17 +44,11 @@ pub struct ModelOptions {
     pub kv_cache_mib: Option<usize>,
 }
 
-fn quant_scheme(scheme: &str) -> Result<String, String> {
-    match scheme {
-        "none" => Ok(scheme.to_owned()),
-        _ => Err("this version keeps weights as the checkpoint has them: use none".to_owned()),
-    }
-}
-
 impl ModelOptions {
     /// A builder with these options and a progress bar on stderr.
     pub fn builder(&self) -> EngineBuilder {
-        let mut builder = Engine::builder(&self.model).device(self.device);
+        let mut builder =
+            Engine::builder(&self.model).device(self.device).quantization(self.quant.clone());
         if let Some(threads) = self.threads {
             builder = builder.threads(threads);
         }
@@ -74,7 +69,7 @@ impl ModelOptions {
     }
 }
 
-/// One line about a loaded engine on stderr.
+/// What was loaded, where and how, on stderr.
 pub fn describe(engine: &Engine) {
     let info = engine.info();
     let formats: Vec<_> = info.weight_formats.iter().map(|(name, _)| name.as_str()).collect();
@@ -88,6 +83,7 @@ pub fn describe(engine: &Engine) {
         info.max_context,
         info.load_time.as_secs_f64(),
     );
+    eprintln!("{}", info.load_report);
     eprintln!("memory: {}", info.memory);
 }
 

@@ -34,11 +34,11 @@ pub enum BenchError {
         /// The names there are.
         known: String,
     },
-    /// No weight format has this name.
-    #[error("unknown weight format `{name}`: this version keeps weights as they are, use none")]
-    UnknownQuant {
+    /// A weight format whose codes are chosen with the help of a text.
+    #[error("`{plan}` needs a calibration text: make the model with `quantize` and measure that")]
+    NeedsCalibration {
         /// What was given.
-        name: String,
+        plan: String,
     },
     /// A number makes no sense.
     #[error("{name} is 0: give at least 1")]

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Instant};
 
-use engine::{Device, Engine, EngineCore, EngineInfo, Event, ModelConfig, Request, RequestId};
+use engine::{EngineBuilder, EngineCore, EngineInfo, Event, ModelConfig, Request, RequestId};
 
 use crate::{
     BenchError, Machine, Row, Spread,
@@ -51,19 +51,15 @@ impl Task {
 
 /// Loads a model with room for the task and no more.
 pub(crate) fn load(
-    model: String,
-    device: Device,
-    threads: usize,
+    engine: EngineBuilder,
+    config: &ModelConfig,
     task: &Task,
 ) -> Result<EngineCore, BenchError> {
-    let config = ModelConfig::load(&model)?;
     let context = config.max_context();
     let sequence_len = task.sequence_len(context);
     let kv_tokens = task.batch * BLOCK * (sequence_len.div_ceil(BLOCK) + 1);
     reset_peak_memory();
-    let core = Engine::builder(model)
-        .device(device)
-        .threads(threads)
+    let core = engine
         .block_size(BLOCK)
         .kv_cache_bytes(kv_tokens * config.kv_bytes_per_token())
         // A prompt that the model has no room for is refused when it is submitted.
@@ -193,15 +189,11 @@ fn follow(core: &mut EngineCore, task: &Task, start: Instant) -> Result<Timing, 
 /// sequence. Of an embedding that is not the output matrix a step reads a few rows, so it is out.
 fn bytes_per_step(info: &EngineInfo, batch: usize, context_len: f64) -> f64 {
     let config = &info.config;
-    let table = config.vocab_size
-        * config.hidden_size
-        * config.dtype.map_or(size_of::<u16>(), |dtype| dtype.num_bytes());
-    let unread = if config.tie_word_embeddings { 0 } else { table };
     let row_bytes = info.memory.kv_bytes_per_token as f64 / config.num_layers as f64;
     let seen =
         |window: Option<usize>| window.map_or(context_len, |window| context_len.min(window as f64));
     let positions: f64 = config.layers.iter().map(|layer| seen(layer.window)).sum();
-    info.memory.weight_bytes.saturating_sub(unread) as f64 + batch as f64 * positions * row_bytes
+    info.step_weight_bytes as f64 + batch as f64 * positions * row_bytes
 }
 
 /// Multiplications and additions of a prompt token in the layers' matrices.
@@ -214,14 +206,21 @@ fn flops_per_prompt_token(config: &ModelConfig) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use engine::{Device, Engine};
+
     use super::*;
 
     const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/models/stories260K");
 
+    fn small(threads: usize, task: &Task) -> EngineCore {
+        let engine = Engine::builder(MODEL).device(Device::Cpu).threads(threads);
+        load(engine, &ModelConfig::load(MODEL).unwrap(), task).unwrap()
+    }
+
     #[test]
     fn every_sequence_of_a_batch_decodes_together_for_the_whole_output() {
         let task = Task { batch: 8, prompt_len: 100, output_len: 10 };
-        let mut core = load(MODEL.to_owned(), Device::Cpu, 2, &task).unwrap();
+        let mut core = small(2, &task);
         let timing = run_once(&mut core, &task, 1).unwrap();
         assert!(timing.steps_per_s.unwrap() > 0.0);
         assert!(timing.prefill_s >= timing.first_token_s);
@@ -234,14 +233,14 @@ mod tests {
     #[test]
     fn one_token_has_no_decode_speed() {
         let task = Task { batch: 1, prompt_len: 4, output_len: 1 };
-        let mut core = load(MODEL.to_owned(), Device::Cpu, 1, &task).unwrap();
+        let mut core = small(1, &task);
         assert_eq!(run_once(&mut core, &task, 1).unwrap().steps_per_s, None);
     }
 
     #[test]
     fn a_step_reads_the_weights_once_and_each_sequences_keys_and_values() {
         let task = Task { batch: 1, prompt_len: 4, output_len: 2 };
-        let core = load(MODEL.to_owned(), Device::Cpu, 1, &task).unwrap();
+        let core = small(1, &task);
         let info = core.info();
         let one = bytes_per_step(info, 1, 100.0);
         let kv = (100 * info.memory.kv_bytes_per_token) as f64;

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use engine::{Device, ModelConfig, resolve_model};
+use engine::{Device, Engine, ModelConfig, SchemePlan, resolve_model};
 
 use crate::{
     BenchError, Machine, RandomModel, Report, Row, Shape,
@@ -13,7 +13,7 @@ pub struct Plan {
     /// The models.
     pub sources: Vec<Source>,
     /// Weight formats; `none` keeps the checkpoint's.
-    pub quants: Vec<String>,
+    pub quants: Vec<SchemePlan>,
     /// Requests at once.
     pub batches: Vec<usize>,
     /// Tokens of each prompt.
@@ -61,7 +61,7 @@ impl Plan {
     pub fn new(sources: Vec<Source>) -> Self {
         Self {
             sources,
-            quants: vec!["none".to_owned()],
+            quants: vec![SchemePlan::default()],
             batches: vec![1],
             prompt_lens: vec![128],
             output_lens: vec![64],
@@ -72,8 +72,8 @@ impl Plan {
     }
 
     fn check(&self) -> Result<(), BenchError> {
-        if let Some(name) = self.quants.iter().find(|quant| *quant != "none") {
-            return Err(BenchError::UnknownQuant { name: name.clone() });
+        if let Some(plan) = self.quants.iter().find(|plan| plan.needs_calibration()) {
+            return Err(BenchError::NeedsCalibration { plan: plan.to_string() });
         }
         let least = |values: &[usize]| values.iter().copied().min().unwrap_or(0);
         let numbers = [
@@ -126,7 +126,8 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(Stage)) -> Result<Report, Bench
         for quant in &plan.quants {
             for task in plan.tasks() {
                 let row = model.empty_row(plan, quant, &task, &report.machine);
-                let result = model.measure(plan, &task, &report.machine, row.clone(), progress);
+                let setting = Setting { quant, task, machine: &report.machine };
+                let result = model.measure(plan, &setting, row.clone(), progress);
                 report.rows.push(result.unwrap_or_else(|error| {
                     progress(Stage::Failed(format!("{}: {error}", model.name)));
                     last_error = Some(error);
@@ -139,6 +140,13 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(Stage)) -> Result<Report, Bench
         Some(error) if report.rows.iter().all(|row| row.ttft_ms.is_none()) => Err(error),
         _ => Ok(report),
     }
+}
+
+/// What one row is measured with.
+struct Setting<'a> {
+    quant: &'a SchemePlan,
+    task: Task,
+    machine: &'a Machine,
 }
 
 /// A model that is known to be there, or to be written first.
@@ -168,11 +176,11 @@ impl Model {
         }
     }
 
-    fn empty_row(&self, plan: &Plan, quant: &str, task: &Task, machine: &Machine) -> Row {
+    fn empty_row(&self, plan: &Plan, quant: &SchemePlan, task: &Task, machine: &Machine) -> Row {
         Row {
             setup: format!("engine {}", machine.device),
             shape: self.name.clone(),
-            quant: quant.to_owned(),
+            quant: quant.to_string(),
             batch: task.batch,
             prompt_tokens: task.prompt_len,
             output_tokens: task.output_len,
@@ -184,19 +192,23 @@ impl Model {
     fn measure(
         &self,
         plan: &Plan,
-        task: &Task,
-        machine: &Machine,
+        setting: &Setting<'_>,
         row: Row,
         progress: &mut dyn FnMut(Stage),
     ) -> Result<Row, BenchError> {
         self.write(progress)?;
+        let Setting { quant, task, machine } = setting;
         let Task { batch, prompt_len, output_len } = task;
         progress(Stage::Note(format!(
             "{} ({}): batch {batch}, {prompt_len} + {output_len} tokens",
             self.name, row.quant,
         )));
         // Each row loads the model anew, so that its peak memory is its own.
-        let mut core = load(self.path.clone(), plan.device, machine.threads, task)?;
+        let engine = Engine::builder(&self.path)
+            .device(plan.device)
+            .threads(machine.threads)
+            .quantization((*quant).clone());
+        let mut core = load(engine, &ModelConfig::load(&self.path)?, task)?;
         measure(&mut core, task, plan.repeats, machine, row)
     }
 
@@ -235,7 +247,8 @@ mod tests {
         let plan = Plan::new(vec![Source::Model("/no/such/model".to_owned())]);
         let refusal = |plan: Plan| run(&plan, &mut |_| ()).unwrap_err().to_string();
         assert!(refusal(Plan { batches: vec![1, 0], ..plan.clone() }).contains("batch is 0"));
-        assert!(refusal(Plan { quants: vec!["int9".into()], ..plan.clone() }).contains("`int9`"));
+        let calibrated = vec!["int4:method=gptq".parse().unwrap()];
+        assert!(refusal(Plan { quants: calibrated, ..plan.clone() }).contains("method=gptq"));
         assert!(refusal(plan).contains("/no/such/model"));
     }
 }

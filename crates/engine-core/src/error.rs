@@ -63,6 +63,37 @@ pub enum LoadError {
     /// A matrix could not be stored.
     #[error(transparent)]
     Weight(#[from] engine_quant::QuantError),
+    /// A tensor could not be quantized.
+    #[error("tensor `{tensor}` cannot be quantized: {source}")]
+    Quantize {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        source: engine_quant::QuantError,
+    },
+    /// A plan whose codes are chosen with the help of a text.
+    #[error(
+        "`{plan}` needs a calibration text, and loading has none: make a quantized copy of the \
+         model with the `quantize` example (--scheme {plan} --calibration FILE) and load that, \
+         or leave out method="
+    )]
+    NeedsCalibration {
+        /// The plan.
+        plan: String,
+    },
+    /// A rule of a plan that concerns no matrix of the model.
+    #[error(
+        "`{plan}`: no matrix of the model matches `{pattern}`; a rule names a part of a name \
+         such as `{example}`, or first, last or embeddings"
+    )]
+    UnmatchedRule {
+        /// The plan.
+        plan: String,
+        /// The rule's pattern.
+        pattern: String,
+        /// The name of a matrix.
+        example: String,
+    },
     /// A directory without weights in a format that can be read.
     #[error(
         "{} has neither model.safetensors nor model.safetensors.index.json, \
@@ -173,6 +204,32 @@ pub enum LoadError {
         tensor: String,
         /// The type's name in the file.
         found: String,
+    },
+    /// A tensor of a matrix in few bits is of a type that it cannot have.
+    #[error(
+        "{}: tensor `{tensor}`: expected {expected}, found {found}; \
+         does config.json belong to these weights?",
+        file.display()
+    )]
+    PartType {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The types it can have.
+        expected: String,
+        /// The type's name in the file.
+        found: String,
+    },
+    /// The tensors of a matrix in few bits do not fit together.
+    #[error("{}: matrix `{tensor}`: {source}; download the file again", file.display())]
+    Packed {
+        /// The file.
+        file: PathBuf,
+        /// The matrix.
+        tensor: String,
+        /// What does not fit.
+        source: engine_quant::QuantError,
     },
 }
 

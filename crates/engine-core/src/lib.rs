@@ -17,10 +17,14 @@ mod source;
 
 pub use batch::{BatchInput, ForwardBatch, LogitRows, MetaLayout, SequenceChunk};
 pub use checkpoint::{Checkpoint, StoredType, TensorRef};
-pub use config::{Architecture, GenerationConfig, LayerConfig, ModelConfig};
+pub use config::{
+    Architecture, GenerationConfig, LayerConfig, ModelConfig, NativeConfig, QuantizationConfig,
+};
 pub use error::LoadError;
 pub use kv::{KvCache, LayerKv};
-pub use model::{LoadProgress, Model, load};
+pub use model::{
+    LoadEntry, LoadProgress, LoadReport, Model, Treatment, load, planned_weight_bytes,
+};
 pub use ops::CoreOps;
 pub use rope::{Rope, RopeConfig, RopeLength, RopeScaling};
 pub use sampling::{

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use engine_core::{Checkpoint, GenerationConfig, ModelConfig, Rope};
+use engine_core::{Checkpoint, GenerationConfig, ModelConfig, Rope, StoredMatrix, WeightSource};
 use tempfile::TempDir;
 
 /// A small reproducible source of randomness (SplitMix64).
@@ -127,7 +127,7 @@ fn replay(target: &str, expected: usize, read: impl Fn(&[u8]) -> bool) {
 
 #[test]
 fn the_corpus_of_configs() {
-    replay("config", 14, |json| {
+    replay("config", 18, |json| {
         let _ = GenerationConfig::parse(json, Path::new("generation_config.json"));
         read_config(json)
     });
@@ -147,6 +147,47 @@ fn the_corpus_of_indices() {
         fs::write(scratch.0.path().join(shard), bytes).unwrap();
     }
     replay("index", 3, |json| scratch.read("model.safetensors.index.json", json));
+}
+
+/// The layouts of the target `packed`, in its order.
+const LAYOUTS: [&str; 6] = [
+    r#"{"quant_method":"gptq","bits":4,"group_size":8,"sym":true}"#,
+    r#"{"quant_method":"gptq","bits":8,"group_size":-1}"#,
+    r#"{"quant_method":"awq","bits":4,"group_size":8}"#,
+    r#"{"quant_method":"bitsandbytes","load_in_4bit":true,"bnb_4bit_quant_type":"nf4"}"#,
+    r#"{"quant_method":"bitsandbytes","load_in_8bit":true}"#,
+    r#"{"quant_method":"engine","version":1,
+        "default":{"format":"x","bits":4,"group_size":8,"zero":8}}"#,
+];
+
+#[test]
+fn the_corpus_of_matrices_in_few_bits() {
+    let scratch = Scratch::new();
+    replay("packed", 10, |input| {
+        let Some((&layout, bytes)) = input.split_first() else { return false };
+        let layout = LAYOUTS[usize::from(layout) % LAYOUTS.len()];
+        let json = format!(
+            r#"{{"model_type":"llama","hidden_size":16,"intermediate_size":16,
+            "num_hidden_layers":1,"num_attention_heads":1,"vocab_size":8,
+            "quantization_config":{layout}}}"#
+        );
+        let config = ModelConfig::parse(json.as_bytes(), Path::new("config.json")).unwrap();
+        fs::write(scratch.0.path().join("model.safetensors"), bytes).unwrap();
+        let Ok(checkpoint) = Checkpoint::open(scratch.0.path()) else { return false };
+        let checkpoint = checkpoint.with_quantization(config.quantization);
+        match checkpoint.matrix("w.weight", [8, 16]) {
+            Ok(StoredMatrix::Packed(packed)) => {
+                packed.check().unwrap();
+                assert_eq!(packed.dequantize().len(), 8 * 16);
+                true
+            }
+            Ok(StoredMatrix::Dense(data)) => {
+                assert_eq!(data.shape.to_vec(), [8, 16]);
+                true
+            }
+            Err(_) => false,
+        }
+    });
 }
 
 #[test]

@@ -48,4 +48,20 @@ pub enum QuantError {
         /// The column.
         column: usize,
     },
+    /// A column belongs to a group that is not there.
+    #[error("column {column} belongs to a group that is not there, there are {groups}")]
+    NoSuchGroup {
+        /// The input column.
+        column: usize,
+        /// How many groups there are.
+        groups: usize,
+    },
+    /// A matrix that a layout of files cannot hold.
+    #[error("the layout `{layout}` cannot hold this matrix: {problem}; write it in our own")]
+    Unwritable {
+        /// The layout.
+        layout: &'static str,
+        /// What the layout demands.
+        problem: &'static str,
+    },
 }

@@ -126,6 +126,16 @@ impl Grid {
         }
     }
 
+    /// Bytes of a matrix `[out, in]` on this grid, scales and zero points included.
+    pub fn num_bytes(self, [out, in_]: [usize; 2]) -> usize {
+        let groups = match self {
+            Self::Int8Tensor => 1,
+            _ => out * in_.div_ceil(self.group().columns(in_)),
+        };
+        let group_bytes = size_of::<f16>() + usize::from(self.fixed_zero().is_none());
+        out * self.bits().row_bytes(in_) + groups * group_bytes
+    }
+
     /// Scale and zero point that fit a group.
     pub fn fit(self, group: &[f32]) -> GroupParams {
         let largest = || group.iter().fold(0.0_f32, |max, w| max.max(w.abs()));

@@ -9,6 +9,7 @@
 //!   a device, [`Stacked`] several matrices of different formats as one.
 //! * [`Grid`] and [`round_to_nearest`]: how numbers become codes; [`Scheme`] and [`SchemePlan`]: what
 //!   users call it.
+//! * [`formats`]: layouts of such matrices in checkpoints.
 //! * [`QuantOps`]: the products, one default body of plain Burn operations and one fast
 //!   implementation for each of the CPU (`backends/flex`) and the GPUs (`backends/cube`).
 //!
@@ -28,6 +29,7 @@
 mod backends;
 mod dense;
 mod error;
+pub mod formats;
 mod grid;
 mod ops;
 mod packed;

@@ -246,10 +246,25 @@ impl SchemePlan {
 
     /// The scheme of the matrix with this name (without `.weight`) in a model of `layers` layers.
     pub fn scheme_of(&self, name: &str, layers: usize) -> Scheme {
-        let is_table = name.ends_with("embed_tokens") || name.ends_with("lm_head");
-        let default = if is_table { Scheme::Keep } else { self.default };
-        let matching = |(pattern, _): &&(String, Scheme)| matches(pattern, name, layers);
+        self.scheme_of_any(&[name], layers)
+    }
+
+    /// The scheme of a matrix with several names: a tied embedding is `embed_tokens` and `lm_head`,
+    /// and the first rows of Phi-3's `qkv_proj` are `q_proj` too. The last rule for any of them
+    /// counts.
+    pub fn scheme_of_any(&self, names: &[&str], layers: usize) -> Scheme {
+        let is_table = |name: &&str| name.ends_with("embed_tokens") || name.ends_with("lm_head");
+        let default = if names.iter().any(is_table) { Scheme::Keep } else { self.default };
+        let matching = |(pattern, _): &&(String, Scheme)| {
+            names.iter().any(|name| matches(pattern, name, layers))
+        };
         self.rules.iter().rev().find(matching).map_or(default, |(_, scheme)| *scheme)
+    }
+
+    /// The pattern of a rule that none of these names matches, if there is one: a slip of the pen.
+    pub fn unmatched_rule(&self, names: &[&str], layers: usize) -> Option<&str> {
+        let unmatched = |pattern: &&str| !names.iter().any(|name| matches(pattern, name, layers));
+        self.rules.iter().map(|(pattern, _)| pattern.as_str()).find(unmatched)
     }
 
     /// All schemes in use.

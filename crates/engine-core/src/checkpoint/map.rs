@@ -1,4 +1,8 @@
-use std::{fs::File, ops::Deref, path::Path};
+use std::{
+    fs::File,
+    ops::{Deref, Range},
+    path::Path,
+};
 
 use memmap2::Mmap;
 
@@ -20,6 +24,24 @@ impl MappedFile {
         // checkpoint in place while it is loaded breaks it, as for every program that maps files;
         // replacing a file by renaming, as downloads and package managers do, is safe.
         unsafe { Mmap::map(&file) }.map(Self).map_err(io)
+    }
+
+    /// Gives the memory of pages back that have been read and are not needed soon; they are read
+    /// from the file again if they are.
+    pub(super) fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        {
+            // SAFETY: the mapping is of a file, shared and read-only, so a page that is dropped
+            // comes back with the same bytes and whoever borrows them sees no change.
+            let advice = unsafe {
+                let dont_need = memmap2::UncheckedAdvice::DontNeed;
+                self.0.unchecked_advise_range(dont_need, range.start, range.len())
+            };
+            // Advice that is not taken costs memory and nothing else.
+            drop(advice);
+        }
+        #[cfg(not(unix))]
+        drop(range);
     }
 }
 

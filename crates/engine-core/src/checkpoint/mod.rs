@@ -4,6 +4,8 @@ mod convert;
 mod header;
 mod index;
 mod map;
+mod packed;
+mod source;
 mod unique;
 
 use std::{
@@ -14,7 +16,7 @@ use std::{
 use burn_tensor::TensorData;
 use safetensors::Dtype;
 
-use crate::LoadError;
+use crate::{LoadError, QuantizationConfig};
 use header::{Entry, read_header};
 use index::read_index;
 use map::MappedFile;
@@ -83,6 +85,8 @@ pub struct Checkpoint {
     source: PathBuf,
     shards: Vec<Shard>,
     tensors: BTreeMap<String, Place>,
+    /// How matrices are in few bits.
+    quantization: Option<QuantizationConfig>,
 }
 
 #[derive(Debug)]
@@ -122,7 +126,8 @@ impl Checkpoint {
         let entries = read_header(&bytes, &path)?;
         let place = |(name, entry)| (name, Place { shard: 0, entry });
         let tensors = entries.into_iter().map(place).collect();
-        Ok(Self { source: path.clone(), shards: vec![Shard { path, bytes }], tensors })
+        let shards = vec![Shard { path: path.clone(), bytes }];
+        Ok(Self { source: path, shards, tensors, quantization: None })
     }
 
     fn open_shards(dir: &Path, source: PathBuf) -> Result<Self, LoadError> {
@@ -163,7 +168,7 @@ impl Checkpoint {
             }
         }
         found.retain(|name, _| weight_map.contains_key(name));
-        Ok(Self { source, shards, tensors: found })
+        Ok(Self { source, shards, tensors: found, quantization: None })
     }
 
     /// Whether there is a tensor of this name.
@@ -181,42 +186,38 @@ impl Checkpoint {
         self.tensors.values().map(|place| place.entry.range.len()).sum()
     }
 
-    /// What the decoder's tensor names start with: `model.`, unless the checkpoint is that of a
-    /// multimodal model, which keeps its text part deeper, or of the decoder alone.
-    pub fn model_prefix(&self) -> &'static str {
-        const OTHERS: [&str; 3] = ["language_model.model.", "model.language_model.", ""];
-        let has = |prefix: &&str| self.contains(&format!("{prefix}embed_tokens.weight"));
-        OTHERS.into_iter().find(has).unwrap_or("model.")
-    }
-
     /// The tensor `name`.
     ///
     /// # Errors
     /// If it is not there, or its elements are not f32, f16 or bf16.
     pub fn tensor(&self, name: &str) -> Result<TensorRef<'_>, LoadError> {
-        let Some((name, place)) = self.tensors.get_key_value(name) else {
-            return Err(LoadError::MissingTensor {
-                file: self.source.clone(),
-                tensor: name.to_owned(),
-                closest: self.closest_name(name),
-            });
-        };
-        let Shard { path, bytes } = &self.shards[place.shard];
-        let entry = &place.entry;
+        let (entry, bytes) = self.raw(name)?;
         let dtype = match entry.dtype {
             Dtype::F32 => StoredType::F32,
             Dtype::F16 => StoredType::F16,
             Dtype::BF16 => StoredType::Bf16,
             other => {
                 return Err(LoadError::ElementType {
-                    file: path.clone(),
-                    tensor: name.clone(),
+                    file: self.path_of(name),
+                    tensor: name.to_owned(),
                     found: other.to_string(),
                 });
             }
         };
-        let bytes = &bytes[entry.range.clone()];
+        let name = self.tensors.get_key_value(name).map_or("", |(name, _)| name);
         Ok(TensorRef { name, dtype, shape: &entry.shape, bytes })
+    }
+
+    /// The tensor `name`, whatever its type.
+    fn raw(&self, name: &str) -> Result<(&Entry, &[u8]), LoadError> {
+        let Some(Place { shard, entry }) = self.tensors.get(name) else {
+            return Err(LoadError::MissingTensor {
+                file: self.source.clone(),
+                tensor: name.to_owned(),
+                closest: self.closest_name(name),
+            });
+        };
+        Ok((entry, &self.shards[*shard].bytes[entry.range.clone()]))
     }
 
     /// Copies the tensor `name`, in its stored type, after checking its shape.
@@ -253,6 +254,18 @@ impl Checkpoint {
             })
             .collect::<Result<Vec<_>, _>>()?;
         Ok(convert::concat(&tensors))
+    }
+
+    /// Gives back the memory of a tensor that has been copied.
+    fn release(&self, name: &str) {
+        if let Some(Place { shard, entry }) = self.tensors.get(name) {
+            self.shards[*shard].bytes.release(entry.range.clone());
+        }
+    }
+
+    /// The type of the tensor's elements in the file.
+    fn dtype_of(&self, name: &str) -> Option<Dtype> {
+        self.tensors.get(name).map(|place| place.entry.dtype)
     }
 
     /// The file that has the tensor `name`.

@@ -82,6 +82,11 @@ impl<'a> Fields<'a> {
         self.map.contains_key(key)
     }
 
+    /// All keys.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &'a str> {
+        self.map.keys().map(String::as_str)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.map.is_empty()
     }

@@ -4,6 +4,7 @@ mod family;
 mod generation;
 pub(crate) mod json;
 mod layers;
+mod quantization;
 mod reader;
 mod rope;
 
@@ -11,10 +12,12 @@ use std::path::Path;
 
 pub use family::Architecture;
 pub use generation::GenerationConfig;
+pub use quantization::{NativeConfig, QuantizationConfig};
 
 use crate::{LoadError, RopeConfig, StoredType, ops::activation::Activation};
 use family::{Family, GEMMA3_MULTIMODAL};
 use json::{Fields, parse_object, read_file};
+use quantization::read_quantization;
 use reader::Reader;
 
 /// More than any config file has.
@@ -100,6 +103,8 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
     /// The type the weights are said to be stored in; the checkpoint decides.
     pub dtype: Option<StoredType>,
+    /// How matrices are in few bits, where the file says that some are.
+    pub quantization: Option<QuantizationConfig>,
 }
 
 /// How one layer differs from the others.
@@ -139,16 +144,15 @@ impl ModelConfig {
             Class::Named(name) => Family::by_class(name).ok_or_else(|| unknown(name))?,
             Class::Type(name) => Family::by_model_type(name).ok_or_else(|| unknown(name))?,
         };
-        if fields.value("quantization_config").is_some() {
-            let expected = "nothing: only unquantized checkpoints can be read";
-            return Err(fields.error("quantization_config", expected));
-        }
-        if let Class::Named(GEMMA3_MULTIMODAL) = class {
+        let quantization = read_quantization(&fields)?;
+        let config = if let Class::Named(GEMMA3_MULTIMODAL) = class {
             let text = fields.object("text_config")?;
             let text = fields.require("text_config", "the text part's config", text)?;
-            return Reader { fields: &text, outer: &fields, family }.read();
-        }
-        Reader { fields: &fields, outer: &fields, family }.read()
+            Reader { fields: &text, outer: &fields, family }.read()
+        } else {
+            Reader { fields: &fields, outer: &fields, family }.read()
+        }?;
+        Ok(Self { quantization, ..config })
     }
 
     /// Floats that one position's keys take in one layer, and its values likewise.

@@ -78,6 +78,7 @@ impl Reader<'_> {
             bos_token_id: self.token_ids("bos_token_id", family.bos_token_id)?.first().copied(),
             eos_token_ids: self.token_ids("eos_token_id", family.eos_token_id)?,
             dtype: self.dtype()?,
+            quantization: None,
         })
     }
 

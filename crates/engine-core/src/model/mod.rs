@@ -8,7 +8,7 @@ use std::sync::Arc;
 use burn_tensor::{DType, Tensor, TensorData};
 use engine_quant::WeightMatrix;
 
-pub use load::{LoadProgress, load};
+pub use load::{LoadEntry, LoadProgress, LoadReport, Treatment, load, planned_weight_bytes};
 
 use crate::{
     ForwardBatch, KvCache, ModelBackend, ModelConfig, Rope, ops::norm, ops::norm::rms_norm,
@@ -30,6 +30,7 @@ pub struct Model<B: ModelBackend> {
     /// `[vocab, hidden]`; the embedding itself where the two are tied.
     lm_head: Arc<dyn WeightMatrix<B>>,
     ropes: Vec<Rope>,
+    report: LoadReport,
 }
 
 impl<B: ModelBackend> Model<B> {
@@ -75,6 +76,11 @@ impl<B: ModelBackend> Model<B> {
         &self.config
     }
 
+    /// What became of the file's matrices.
+    pub fn load_report(&self) -> &LoadReport {
+        &self.report
+    }
+
     /// The device that holds the weights.
     pub fn device(&self) -> &B::Device {
         &self.device
@@ -93,6 +99,13 @@ impl<B: ModelBackend> Model<B> {
             bytes += self.lm_head.num_bytes();
         }
         bytes + self.layers.iter().map(norms).sum::<usize>()
+    }
+
+    /// Bytes of the weights that each step reads: all but an embedding that is not the head too, of
+    /// which it looks up rows.
+    pub fn step_weight_bytes(&self) -> usize {
+        let tied = Arc::ptr_eq(&self.embed_tokens, &self.lm_head);
+        self.weight_bytes() - if tied { 0 } else { self.embed_tokens.num_bytes() }
     }
 
     /// The storage formats in use with their bytes, in order of first appearance.

@@ -1,12 +1,25 @@
+//! From a file of weights to a model on a device.
+
+mod dense;
+mod estimate;
+mod matrix;
+mod parts;
+mod report;
+
 use std::sync::Arc;
 
 use burn_tensor::{DType, Tensor, TensorData};
-use engine_quant::{Dense, WeightMatrix};
+use engine_quant::{SchemePlan, WeightMatrix};
+
+pub use estimate::planned_weight_bytes;
+pub use report::{LoadEntry, LoadReport, Treatment};
 
 use super::{Model, layer::DecoderLayer, layer::LayerShape, layer::Linear};
 use crate::{
-    Checkpoint, LoadError, ModelBackend, ModelConfig, Rope, ops::attention::AttentionArgs,
+    LoadError, ModelBackend, ModelConfig, Rope, WeightSource, ops::attention::AttentionArgs,
 };
+use matrix::MatrixReader;
+use parts::{MatrixParts, layer_prefix};
 
 /// How far loading has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,43 +30,77 @@ pub struct LoadProgress {
     pub bytes_total: usize,
 }
 
-/// Reads a checkpoint's tensors onto the device, one after the other.
+/// Reads the tensors of a file onto the device, one after the other, and quantizes on the way what
+/// `plan` says; of the numbers of a matrix that is quantized, only the stored ones are ever in
+/// memory. Quantizing runs on the current rayon pool.
+///
+/// What became of each matrix is in [`Model::load_report`]. A matrix that the file has in few bits
+/// keeps them, whatever the plan says.
 ///
 /// # Errors
-/// If a tensor is missing or its shape or type is not what `config` says.
+/// If a tensor is missing, its shape or type is not what `config` says, or the plan needs a
+/// calibration text.
 pub fn load<B: ModelBackend>(
     config: ModelConfig,
-    checkpoint: &Checkpoint,
+    source: &dyn WeightSource,
+    plan: &SchemePlan,
     device: &B::Device,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Model<B>, LoadError> {
+    check_plan(&config, source, plan)?;
+    let report = LoadReport { file_bytes: source.num_bytes(), ..LoadReport::default() };
+    let num_layers = config.num_layers;
     let mut loader = Loader::<B> {
         config: &config,
-        checkpoint,
+        reader: MatrixReader { source, plan, num_layers, report },
         device,
-        prefix: checkpoint.model_prefix(),
+        prefix: source.model_prefix(),
         bytes_done: 0,
         progress,
     };
-    let table = [config.vocab_size, config.hidden_size];
     let prefix = loader.prefix;
     let embed_tokens: Arc<dyn WeightMatrix<B>> =
-        Arc::from(loader.matrix(&[(format!("{prefix}embed_tokens.weight"), table)])?);
+        Arc::from(loader.matrix(&MatrixParts::embed_tokens(&config, prefix))?);
     let layers =
         (0..config.num_layers).map(|i| loader.layer(i)).collect::<Result<Vec<_>, LoadError>>()?;
     let norm = loader.norm(format!("{prefix}norm.weight"), config.hidden_size)?;
     let lm_head = if config.tie_word_embeddings {
         embed_tokens.clone()
     } else {
-        Arc::from(loader.matrix(&[("lm_head.weight".to_owned(), table)])?)
+        Arc::from(loader.matrix(&MatrixParts::lm_head(&config))?)
     };
+    loader.report(usize::MAX);
+    let report = loader.reader.report;
     let ropes = config.ropes.iter().map(Rope::new).collect();
-    Ok(Model { device: device.clone(), embed_tokens, layers, norm, lm_head, ropes, config })
+    Ok(Model { device: device.clone(), embed_tokens, layers, norm, lm_head, ropes, config, report })
+}
+
+/// That the plan can be carried out while loading, and concerns this model.
+fn check_plan(
+    config: &ModelConfig,
+    source: &dyn WeightSource,
+    plan: &SchemePlan,
+) -> Result<(), LoadError> {
+    if plan.needs_calibration() {
+        return Err(LoadError::NeedsCalibration { plan: plan.to_string() });
+    }
+    let matrices = MatrixParts::all(config, source.model_prefix());
+    let pieces = matrices.iter().flat_map(|matrix| &matrix.parts).flat_map(|part| &part.pieces);
+    let names: Vec<&str> =
+        pieces.flat_map(|piece| &piece.names).map(String::as_str).collect();
+    match plan.unmatched_rule(&names, config.num_layers) {
+        Some(pattern) => Err(LoadError::UnmatchedRule {
+            plan: plan.to_string(),
+            pattern: pattern.to_owned(),
+            example: names.last().map_or_else(String::new, |name| (*name).to_owned()),
+        }),
+        None => Ok(()),
+    }
 }
 
 struct Loader<'a, B: ModelBackend> {
     config: &'a ModelConfig,
-    checkpoint: &'a Checkpoint,
+    reader: MatrixReader<'a>,
     device: &'a B::Device,
     prefix: &'static str,
     bytes_done: usize,
@@ -63,7 +110,7 @@ struct Loader<'a, B: ModelBackend> {
 impl<B: ModelBackend> Loader<'_, B> {
     fn layer(&mut self, i: usize) -> Result<DecoderLayer<B>, LoadError> {
         let config = self.config;
-        let layer = format!("{}layers.{i}.", self.prefix);
+        let layer = layer_prefix(self.prefix, i);
         let norm = |name: &str| format!("{layer}{name}.weight");
         let hidden = config.hidden_size;
         let (before_mlp, after_attention, after_mlp) = if config.post_norms {
@@ -89,45 +136,13 @@ impl<B: ModelBackend> Loader<'_, B> {
             input_layernorm: self.norm(norm("input_layernorm"), hidden)?,
             pre_feedforward_layernorm: self.norm(norm(before_mlp), hidden)?,
             qk_norm,
-            qkv_proj: self.qkv_proj(&layer)?,
-            o_proj: self.linear(
-                &layer,
-                &[("self_attn.o_proj", hidden)],
-                config.num_heads * config.head_dim,
-                config.o_bias,
-            )?,
-            gate_up_proj: self.gate_up_proj(&layer)?,
-            down_proj: self.linear(
-                &layer,
-                &[("mlp.down_proj", hidden)],
-                config.intermediate_size,
-                config.mlp_bias,
-            )?,
+            qkv_proj: self.linear(&MatrixParts::qkv_proj(config, &layer), config.qkv_bias)?,
+            o_proj: self.linear(&MatrixParts::o_proj(config, &layer), config.o_bias)?,
+            gate_up_proj: self
+                .linear(&MatrixParts::gate_up_proj(config, &layer), config.mlp_bias)?,
+            down_proj: self.linear(&MatrixParts::down_proj(config, &layer), config.mlp_bias)?,
             shape: self.shape(i),
         })
-    }
-
-    fn qkv_proj(&mut self, layer: &str) -> Result<Linear<B>, LoadError> {
-        let config = self.config;
-        let q = config.num_heads * config.head_dim;
-        let kv = config.kv_row_len();
-        let parts: &[(&str, usize)] = if config.fused_projections {
-            &[("self_attn.qkv_proj", q + 2 * kv)]
-        } else {
-            &[("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)]
-        };
-        self.linear(layer, parts, config.hidden_size, config.qkv_bias)
-    }
-
-    fn gate_up_proj(&mut self, layer: &str) -> Result<Linear<B>, LoadError> {
-        let config = self.config;
-        let rows = config.intermediate_size;
-        let parts: &[(&str, usize)] = if config.fused_projections {
-            &[("mlp.gate_up_proj", 2 * rows)]
-        } else {
-            &[("mlp.gate_proj", rows), ("mlp.up_proj", rows)]
-        };
-        self.linear(layer, parts, config.hidden_size, config.mlp_bias)
     }
 
     fn shape(&self, i: usize) -> LayerShape {
@@ -148,37 +163,23 @@ impl<B: ModelBackend> Loader<'_, B> {
         }
     }
 
-    /// One matrix of the rows of several tensors `(name, rows)`, and its bias likewise.
-    fn linear(
-        &mut self,
-        layer: &str,
-        parts: &[(&str, usize)],
-        columns: usize,
-        has_bias: bool,
-    ) -> Result<Linear<B>, LoadError> {
-        let weights: Vec<_> = parts
-            .iter()
-            .map(|(name, rows)| (format!("{layer}{name}.weight"), [*rows, columns]))
-            .collect();
-        let weight = self.matrix(&weights)?;
+    /// One matrix, and its bias likewise.
+    fn linear(&mut self, matrix: &MatrixParts, has_bias: bool) -> Result<Linear<B>, LoadError> {
+        let weight = self.matrix(matrix)?;
         if !has_bias {
             return Ok(Linear { weight, bias: None });
         }
         let mut bias = Vec::new();
-        for (name, rows) in parts {
-            bias.extend(self.vector(&format!("{layer}{name}.bias"), *rows)?);
+        for part in &matrix.parts {
+            bias.extend(self.vector(&format!("{}.bias", part.tensor), part.rows())?);
         }
         Ok(Linear { weight, bias: Some(self.upload(bias)) })
     }
 
-    fn matrix(
-        &mut self,
-        parts: &[(String, [usize; 2])],
-    ) -> Result<Box<dyn WeightMatrix<B>>, LoadError> {
-        let parts: Vec<_> = parts.iter().map(|(name, shape)| (&name[..], &shape[..])).collect();
-        let data = self.checkpoint.load_concat(&parts)?;
-        self.report(data.bytes.len());
-        Ok(Box::new(Dense::<B>::upload(data, self.device)?))
+    fn matrix(&mut self, matrix: &MatrixParts) -> Result<Box<dyn WeightMatrix<B>>, LoadError> {
+        let (rows, num_bytes) = self.reader.read(matrix)?;
+        self.report(num_bytes);
+        matrix::upload(rows, self.device)
     }
 
     /// A norm's weight, `[len]`; Gemma stores its difference from one.
@@ -191,9 +192,9 @@ impl<B: ModelBackend> Loader<'_, B> {
     }
 
     fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
-        let data = self.checkpoint.load(name, &[len])?;
-        self.report(data.bytes.len());
-        Ok(data.iter::<f32>().collect())
+        let values = self.reader.source.vector(name, len)?;
+        self.report(values.len() * size_of::<f32>());
+        Ok(values)
     }
 
     fn upload(&self, values: Vec<f32>) -> Tensor<B, 1> {
@@ -202,8 +203,8 @@ impl<B: ModelBackend> Loader<'_, B> {
     }
 
     fn report(&mut self, bytes: usize) {
-        self.bytes_done += bytes;
-        let bytes_total = self.checkpoint.num_bytes();
+        let bytes_total = self.reader.report.file_bytes;
+        self.bytes_done = self.bytes_done.saturating_add(bytes).min(bytes_total);
         (self.progress)(LoadProgress { bytes_done: self.bytes_done, bytes_total });
     }
 }
