@@ -1,4 +1,4 @@
-//! Where a model is: a directory here, or a repository of the Hugging Face Hub.
+//! Where a model is: a directory or a GGUF file here, or a repository of the Hugging Face Hub.
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,8 @@ impl<F: FnMut(&str, u64, u64)> DownloadProgress for F {
     }
 }
 
-/// The directory of a model given as a directory or as a Hub id `org/name` or `org/name@revision`.
+/// The directory of a model given as a directory or as a Hub id `org/name` or `org/name@revision`;
+/// of a model given as a GGUF file, the file.
 ///
 /// A Hub id is downloaded once into the cache that all Hugging Face libraries share; what is
 /// there is used without asking the network again. The environment decides as everywhere:
@@ -84,8 +85,14 @@ pub enum HubError {
         /// The path.
         path: PathBuf,
     },
+    /// It reads as a GGUF file that is not there.
+    #[error("{}: no such file; give a GGUF file, the directory of a model, or a Hub id such as org/name", path.display())]
+    NoFile {
+        /// The path.
+        path: PathBuf,
+    },
     /// It is a file.
-    #[error("{}: this is a file; give the directory that holds config.json and the weights", path.display())]
+    #[error("{}: this is a file; give the directory that holds config.json and the weights, or a file whose name ends in .gguf", path.display())]
     NotDirectory {
         /// The path.
         path: PathBuf,
@@ -184,6 +191,11 @@ pub enum HubError {
     },
 }
 
+/// Whether a model of this path is one GGUF file.
+pub(crate) fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
 /// A model on the Hub.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct ModelId {
@@ -252,11 +264,14 @@ impl Hub {
         progress: &mut dyn DownloadProgress,
     ) -> Result<PathBuf, HubError> {
         let path = Path::new(id_or_path);
-        if path.is_dir() {
+        if path.is_dir() || is_gguf(path) && path.is_file() {
             return Ok(path.to_owned());
         }
         if path.exists() {
             return Err(HubError::NotDirectory { path: path.to_owned() });
+        }
+        if is_gguf(path) {
+            return Err(HubError::NoFile { path: path.to_owned() });
         }
         match ModelId::parse(id_or_path) {
             Some(id) => self.fetch(&id, progress),

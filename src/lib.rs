@@ -53,8 +53,8 @@ pub use request::{
 pub use runner::ExecuteError;
 pub use step::{EngineCore, RequestEvent, RequestId};
 pub use text::{
-    ChatOptions, ChatTemplate, ChatTemplateError, Content, Detokenizer, FunctionCall, Message,
-    StopError, StopMatcher, StopStep, Tokenizer, TokenizerError, ToolCall,
+    ChatOptions, ChatTemplate, ChatTemplateError, Content, Detokenizer, FunctionCall,
+    GgufVocabulary, Message, StopError, StopMatcher, StopStep, Tokenizer, TokenizerError, ToolCall,
 };
 
 pub use engine_core::sampling::{SamplingError, SamplingParams, TokenLogprobs};

@@ -1,4 +1,4 @@
-//! [`Tokenizer`]: text to token ids and back, as a model directory describes it.
+//! [`Tokenizer`]: text to token ids and back, as a model's files describe it.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -11,9 +11,10 @@ use serde::de::IgnoredAny;
 use super::chat_template::{ChatTemplate, ChatTemplateError};
 use super::detokenizer::ByteStream;
 use super::pieces::PieceRule;
+use super::sentencepiece::SentencePiece;
 use super::tokenizer_config::TokenizerConfig;
 
-/// Turns text into token ids and back; read from the directory of a model.
+/// Turns text into token ids and back; read from the directory of a model or from a GGUF file.
 ///
 /// Cloning is cheap and threads may share it.
 ///
@@ -37,13 +38,28 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
-struct Inner {
-    tokenizer: tokenizers::Tokenizer,
-    rule: PieceRule,
-    special_ids: HashSet<u32>,
-    bos_id: Option<u32>,
-    eos_id: Option<u32>,
-    chat_template: Result<Option<ChatTemplate>, ChatTemplateError>,
+pub(crate) struct Inner {
+    pub segmenter: Segmenter,
+    pub rule: PieceRule,
+    pub special_ids: HashSet<u32>,
+    pub bos_id: Option<u32>,
+    pub eos_id: Option<u32>,
+    /// What is put around a text in addition to what the segmenter itself puts there.
+    pub around: Around,
+    pub chat_template: Result<Option<ChatTemplate>, ChatTemplateError>,
+}
+
+/// What cuts text into tokens.
+pub(crate) enum Segmenter {
+    Pipeline(Box<tokenizers::Tokenizer>),
+    SentencePiece(SentencePiece),
+}
+
+/// The special tokens before and after a text.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Around {
+    pub before: Option<u32>,
+    pub after: Option<u32>,
 }
 
 /// Why a tokenizer cannot be loaded or used.
@@ -71,6 +87,17 @@ pub enum TokenizerError {
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
+    },
+    /// A GGUF file describes its tokenizer in a way that is not read.
+    #[error(
+        "{}: {what}; run the model from its directory in Hugging Face layout, with tokenizer.json",
+        path.display()
+    )]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// What is not read.
+        what: String,
     },
     /// The tokenizer failed on a text.
     #[error("the tokenizer cannot encode this text of {text_len} bytes: {reason}")]
@@ -120,14 +147,19 @@ impl Tokenizer {
         let special_id = |name: &str| tokenizer.token_to_id(config.special_token(name)?);
         let added = tokenizer.get_added_tokens_decoder();
         let inner = Inner {
+            around: Around::default(),
             rule: PieceRule::from_decoder(&decoder),
             special_ids: added.iter().filter(|(_, t)| t.special).map(|(id, _)| *id).collect(),
             bos_id: special_id("bos_token"),
             eos_id: special_id("eos_token"),
             chat_template: config.chat_template(dir),
-            tokenizer,
+            segmenter: Segmenter::Pipeline(Box::new(tokenizer)),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self::from_inner(inner))
+    }
+
+    pub(crate) fn from_inner(inner: Inner) -> Self {
+        Self { inner: Arc::new(inner) }
     }
 
     /// The token ids of `text`.
@@ -139,10 +171,21 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer's model cannot express the text and has no token for the unknown.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.inner.tokenizer.encode_fast(text, add_special).map_err(|error| {
-            TokenizerError::Encode { text_len: text.len(), reason: error.to_string() }
-        })?;
-        Ok(encoding.get_ids().to_vec())
+        let fail = |reason| TokenizerError::Encode { text_len: text.len(), reason };
+        let around = if add_special { self.inner.around } else { Around::default() };
+        let mut ids = Vec::from_iter(around.before);
+        match &self.inner.segmenter {
+            Segmenter::Pipeline(pipeline) => {
+                let encoding = pipeline.encode_fast(text, add_special);
+                ids.extend(encoding.map_err(|error| fail(error.to_string()))?.get_ids());
+            }
+            Segmenter::SentencePiece(model) => {
+                let no_token = |c: char| fail(format!("the vocabulary has no token for {c:?}"));
+                ids.extend(model.encode(text).map_err(no_token)?);
+            }
+        }
+        ids.extend(around.after);
+        Ok(ids)
     }
 
     /// The text of `ids`; what is not valid UTF-8 becomes U+FFFD.
@@ -153,9 +196,12 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
-        if matches!(self.inner.rule, PieceRule::Whole) {
-            return self.inner.tokenizer.decode(ids, skip_special).map_err(|error| {
-                TokenizerError::Decode { num_ids: ids.len(), reason: error.to_string() }
+        if let (PieceRule::Whole, Segmenter::Pipeline(pipeline)) =
+            (&self.inner.rule, &self.inner.segmenter)
+        {
+            return pipeline.decode(ids, skip_special).map_err(|error| TokenizerError::Decode {
+                num_ids: ids.len(),
+                reason: error.to_string(),
             });
         }
         let mut stream = ByteStream::new(&self.inner.rule);
@@ -192,13 +238,19 @@ impl Tokenizer {
     /// The id of a token given as it is written in the vocabulary.
     #[must_use]
     pub fn token_id(&self, token: &str) -> Option<u32> {
-        self.inner.tokenizer.token_to_id(token)
+        match &self.inner.segmenter {
+            Segmenter::Pipeline(pipeline) => pipeline.token_to_id(token),
+            Segmenter::SentencePiece(model) => model.id(token),
+        }
     }
 
     /// The token as it is written in the vocabulary (`▁Once`, `Ġthe`, `<0x0A>`).
     #[must_use]
     pub fn id_to_piece(&self, id: u32) -> Option<String> {
-        self.inner.tokenizer.id_to_token(id)
+        match &self.inner.segmenter {
+            Segmenter::Pipeline(pipeline) => pipeline.id_to_token(id),
+            Segmenter::SentencePiece(model) => model.piece(id).map(str::to_owned),
+        }
     }
 
     /// Whether this is a special token, one that `skip_special` leaves out.
@@ -210,7 +262,10 @@ impl Tokenizer {
     /// How many tokens there are, added ones included. A model's embedding may have more rows.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
-        self.inner.tokenizer.get_vocab_size(true)
+        match &self.inner.segmenter {
+            Segmenter::Pipeline(pipeline) => pipeline.get_vocab_size(true),
+            Segmenter::SentencePiece(model) => model.len(),
+        }
     }
 
     /// The token that begins a text, if the model names one.

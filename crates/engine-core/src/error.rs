@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-/// Why a model directory could not be read.
+/// Why a model could not be read.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum LoadError {
@@ -35,8 +35,8 @@ pub enum LoadError {
         /// Line, column and reason.
         source: serde_json::Error,
     },
-    /// A key of a JSON file is missing, has the wrong type or an impossible value.
-    #[error("{}: `{key}`: expected {expected}, found {found}", file.display())]
+    /// A key of a JSON file or of metadata is missing, has the wrong type or an impossible value.
+    #[error("{}: `{}`: expected {expected}, found {found}", file.display(), one_line(key))]
     Value {
         /// The file.
         file: PathBuf,
@@ -116,10 +116,10 @@ pub enum LoadError {
         /// What it looks like.
         found: &'static str,
     },
-    /// The header of a safetensors file breaks the format's rules.
+    /// The header of a file of weights breaks the format's rules.
     #[error(
-        "{}: damaged header: expected {expected}, found {}; download the file again",
-        file.display(), one_line(found)
+        "{}: damaged header: expected {}, found {}; download the file again",
+        file.display(), one_line(expected), one_line(found)
     )]
     Header {
         /// The file.
@@ -129,10 +129,10 @@ pub enum LoadError {
         /// What is there.
         found: String,
     },
-    /// A tensor's entry in a safetensors header breaks the format's rules.
+    /// A tensor's entry in a header breaks the format's rules.
     #[error(
-        "{}: tensor `{}`: expected {expected}, found {found}; download the file again",
-        file.display(), one_line(tensor)
+        "{}: tensor `{}`: expected {expected}, found {}; download the file again",
+        file.display(), one_line(tensor), one_line(found)
     )]
     TensorEntry {
         /// The file.
@@ -164,7 +164,7 @@ pub enum LoadError {
     /// A tensor that the model needs is not in the checkpoint.
     #[error(
         "{}: no tensor `{tensor}`; the closest name is {}; \
-         does config.json belong to these weights?",
+         does the configuration belong to these weights?",
         file.display(), one_line(closest)
     )]
     MissingTensor {
@@ -178,7 +178,7 @@ pub enum LoadError {
     /// A tensor has another shape than `config.json` says.
     #[error(
         "{}: tensor `{tensor}`: expected shape {expected:?}, found {found:?}; \
-         does config.json belong to these weights?",
+         does the configuration belong to these weights?",
         file.display()
     )]
     Shape {
@@ -190,6 +190,63 @@ pub enum LoadError {
         expected: Vec<usize>,
         /// What is there.
         found: Vec<usize>,
+    },
+    /// A file that is called GGUF and is something else.
+    #[error("{} is not a GGUF file but {found}; download it again", file.display())]
+    NotGguf {
+        /// The file.
+        file: PathBuf,
+        /// What it looks like.
+        found: &'static str,
+    },
+    /// A GGUF file of a version or byte order that is not read.
+    #[error(
+        "{}: GGUF {found} is not read; read are versions 2 and 3 in little-endian byte order: \
+         convert the model again",
+        file.display()
+    )]
+    GgufVersion {
+        /// The file.
+        file: PathBuf,
+        /// What it is.
+        found: String,
+    },
+    /// A tensor of a GGUF file is of a type that is not read.
+    #[error(
+        "{}: tensor `{}`: type {found} is not read; read are F32, F16, BF16, Q8_0, Q4_0, Q4_1, \
+         Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL and IQ4_XS: take the model in one of \
+         these",
+        file.display(), one_line(tensor)
+    )]
+    GgufType {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The type's name, or its number if it has no name here.
+        found: String,
+    },
+    /// A tensor of a GGUF file that the architecture does not have: without it the model would
+    /// compute something else.
+    #[error(
+        "{}: tensor `{}` has no place in this architecture; take the model in another format",
+        file.display(), one_line(tensor)
+    )]
+    UnknownTensor {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor that cannot be stored as a matrix.
+    #[error("{}: tensor `{}`: {source}", file.display(), one_line(tensor))]
+    Matrix {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong with it.
+        source: engine_quant::QuantError,
     },
     /// A tensor's elements are not of a type that can be computed with.
     #[error(

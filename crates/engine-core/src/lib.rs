@@ -8,6 +8,7 @@ mod batch;
 mod checkpoint;
 mod config;
 mod error;
+mod gguf;
 mod kv;
 mod model;
 pub mod ops;
@@ -21,6 +22,7 @@ pub use config::{
     Architecture, GenerationConfig, LayerConfig, ModelConfig, NativeConfig, QuantizationConfig,
 };
 pub use error::LoadError;
+pub use gguf::{GgufFile, GgufMetadata, GgufTensor, GgufValue};
 pub use kv::{KvCache, LayerKv};
 pub use model::{
     LoadEntry, LoadProgress, LoadReport, Model, Treatment, load, planned_weight_bytes,

@@ -48,6 +48,25 @@ pub enum QuantError {
         /// The column.
         column: usize,
     },
+    /// A type of GGUF that is not read.
+    #[error(
+        "type {found} is not read; read are F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, \
+         Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL and IQ4_XS: take the model in one of these"
+    )]
+    UnreadableType {
+        /// Its name.
+        found: String,
+    },
+    /// A row that ends within a block.
+    #[error("a row of {found} numbers is no whole number of {format} blocks of {block_len}")]
+    RowLength {
+        /// The type of the blocks.
+        format: String,
+        /// Numbers in a block.
+        block_len: usize,
+        /// Numbers in a row.
+        found: usize,
+    },
     /// A column belongs to a group that is not there.
     #[error("column {column} belongs to a group that is not there, there are {groups}")]
     NoSuchGroup {

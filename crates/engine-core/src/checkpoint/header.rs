@@ -58,7 +58,7 @@ fn split<'a>(bytes: &'a [u8], file: &Path) -> Result<(&'a [u8], usize), LoadErro
 }
 
 /// What downloads leave in place of a file that they could not fetch.
-fn disguise(bytes: &[u8]) -> Option<&'static str> {
+pub(crate) fn disguise(bytes: &[u8]) -> Option<&'static str> {
     let text = bytes.trim_ascii_start();
     if bytes.is_empty() {
         Some("an empty file")

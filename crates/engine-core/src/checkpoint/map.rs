@@ -10,10 +10,10 @@ use crate::LoadError;
 
 /// The bytes of a file, paged in by the operating system as they are read.
 #[derive(Debug)]
-pub(super) struct MappedFile(Mmap);
+pub(crate) struct MappedFile(Mmap);
 
 impl MappedFile {
-    pub(super) fn open(path: &Path) -> Result<Self, LoadError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, LoadError> {
         let io = |source| LoadError::Io { path: path.to_path_buf(), source };
         let file = File::open(path).map_err(io)?;
         if !file.metadata().map_err(io)?.is_file() {
@@ -28,7 +28,7 @@ impl MappedFile {
 
     /// Gives the memory of pages back that have been read and are not needed soon; they are read
     /// from the file again if they are.
-    pub(super) fn release(&self, range: Range<usize>) {
+    pub(crate) fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
         {
             // SAFETY: the mapping is of a file, shared and read-only, so a page that is dropped

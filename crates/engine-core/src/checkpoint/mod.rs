@@ -17,9 +17,10 @@ use burn_tensor::TensorData;
 use safetensors::Dtype;
 
 use crate::{LoadError, QuantizationConfig};
+pub(crate) use header::disguise;
 use header::{Entry, read_header};
 use index::read_index;
-use map::MappedFile;
+pub(crate) use map::MappedFile;
 
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -214,7 +215,7 @@ impl Checkpoint {
             return Err(LoadError::MissingTensor {
                 file: self.source.clone(),
                 tensor: name.to_owned(),
-                closest: self.closest_name(name),
+                closest: closest_name(self.names(), name),
             });
         };
         Ok((entry, &self.shards[*shard].bytes[entry.range.clone()]))
@@ -273,18 +274,18 @@ impl Checkpoint {
         let shard = self.tensors.get(name).map(|place| &self.shards[place.shard]);
         shard.map_or_else(|| self.source.clone(), |shard| shard.path.clone())
     }
+}
 
-    /// The name that shares the most letters with `name` at both ends.
-    fn closest_name(&self, name: &str) -> String {
-        let shared = |other: &&String| {
-            let ahead = name.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
-            let behind =
-                name.bytes().rev().zip(other.bytes().rev()).take_while(|(a, b)| a == b).count();
-            ahead + behind
-        };
-        let closest = self.tensors.keys().max_by_key(shared);
-        closest.map_or_else(|| "none, it is empty".into(), |name| format!("`{name}`"))
-    }
+/// The name that shares the most letters with `name` at both ends.
+pub(crate) fn closest_name<'a>(names: impl Iterator<Item = &'a str>, name: &str) -> String {
+    let shared = |other: &&str| {
+        let ahead = name.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
+        let behind =
+            name.bytes().rev().zip(other.bytes().rev()).take_while(|(a, b)| a == b).count();
+        ahead + behind
+    };
+    let closest = names.max_by_key(shared);
+    closest.map_or_else(|| "none, it is empty".into(), |name| format!("`{name}`"))
 }
 
 /// The error for a directory without safetensors, with what it has instead.
@@ -307,7 +308,7 @@ fn no_weights(dir: &Path) -> LoadError {
                       (in transformers, load it and save_pretrained)";
         (Some(name), advice)
     } else if let Some(name) = with(&[".gguf"]) {
-        (Some(name), "GGUF is not read: download the original safetensors")
+        (Some(name), "give the GGUF file itself")
     } else {
         (None, "give the directory of a model in Hugging Face layout")
     };

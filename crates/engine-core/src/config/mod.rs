@@ -10,6 +10,8 @@ mod rope;
 
 use std::path::Path;
 
+use serde_json::{Map, Value};
+
 pub use family::Architecture;
 pub use generation::GenerationConfig;
 pub use quantization::{NativeConfig, QuantizationConfig};
@@ -132,8 +134,12 @@ impl ModelConfig {
     /// # Errors
     /// As [`ModelConfig::load`].
     pub fn parse(json: &[u8], file: &Path) -> Result<Self, LoadError> {
-        let map = parse_object(json, file)?;
-        let fields = Fields::new(file, &map);
+        Self::from_object(&parse_object(json, file)?, file)
+    }
+
+    /// Reads the keys of a `config.json`, whatever file they are from.
+    pub(crate) fn from_object(map: &Map<String, Value>, file: &Path) -> Result<Self, LoadError> {
+        let fields = Fields::new(file, map);
         let class = class_name(&fields)?;
         let unknown = |found: &str| LoadError::UnknownArchitecture {
             file: file.to_path_buf(),

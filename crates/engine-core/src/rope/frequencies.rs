@@ -19,6 +19,9 @@ impl Frequencies {
             RopeScaling::Linear { factor } => {
                 (plain().iter().map(|f| f / *factor as f32).collect(), 1.0)
             }
+            RopeScaling::Divided { factors } => {
+                (plain().iter().zip(factors).map(|(freq, factor)| freq / factor).collect(), 1.0)
+            }
             RopeScaling::Dynamic { factor } => {
                 let base = dynamic_base(config, *factor, rope_len);
                 (inverse(&wavelengths(base, config.rotary_dim)), 1.0)

@@ -67,6 +67,12 @@ pub enum RopeScaling {
         /// Whether the bounds of the ramp are rounded outward to whole dimensions.
         truncate: bool,
     },
+    /// One divisor per pair of dimensions: the `rope_freqs` of GGUF files, which hold Llama 3.1's
+    /// scaling as numbers.
+    Divided {
+        /// Divisors of the frequencies, `[rotary_dim / 2]`.
+        factors: Vec<f32>,
+    },
     /// One divisor per dimension, and another set for long sequences (LongRoPE, Phi-3).
     LongRope {
         /// Divisors up to `original_max_position_embeddings`, `[rotary_dim / 2]`.
@@ -104,9 +110,10 @@ impl RopeConfig {
         let times = |len: usize, factor: f64| (len as f64 * factor) as usize;
         let declared = self.max_position_embeddings;
         let reached = match &self.scaling {
-            RopeScaling::None | RopeScaling::Llama3 { .. } | RopeScaling::LongRope { .. } => {
-                declared
-            }
+            RopeScaling::None
+            | RopeScaling::Llama3 { .. }
+            | RopeScaling::Divided { .. }
+            | RopeScaling::LongRope { .. } => declared,
             RopeScaling::Linear { factor } | RopeScaling::Dynamic { factor } => {
                 times(declared, *factor)
             }
@@ -156,18 +163,23 @@ impl Rope {
     /// Prepares the frequencies; the tables grow with use.
     ///
     /// # Panics
-    /// If `rotary_dim` is zero or odd, or the factors of a `LongRope` are not `rotary_dim / 2`.
+    /// If `rotary_dim` is zero or odd, or the factors of a `LongRope` or `Divided` are not
+    /// `rotary_dim / 2`.
     pub fn new(config: &RopeConfig) -> Self {
         assert!(
             config.rotary_dim > 0 && config.rotary_dim.is_multiple_of(2),
             "Rope::new: rotary_dim is even and positive, got {}",
             config.rotary_dim
         );
-        if let RopeScaling::LongRope { short_factor, long_factor, .. } = &config.scaling {
-            let lens = (short_factor.len(), long_factor.len());
-            let half = config.rotary_dim / 2;
-            assert_eq!(lens, (half, half), "Rope::new: longrope has one factor per pair");
-        }
+        let half = config.rotary_dim / 2;
+        let lens = match &config.scaling {
+            RopeScaling::LongRope { short_factor, long_factor, .. } => {
+                [short_factor.len(), long_factor.len()]
+            }
+            RopeScaling::Divided { factors } => [factors.len(); 2],
+            _ => [half; 2],
+        };
+        assert_eq!(lens, [half; 2], "Rope::new: there is one factor per pair");
         let positions = config.max_context();
         let table = |rope_len| Table::new(Frequencies::new(config, rope_len), positions);
         let long = match config.length() {

@@ -19,32 +19,28 @@ use burn_tensor::{Bytes, DType, Shape, TensorData, TensorMetadata};
 use cubecl::prelude::*;
 
 use super::cube_grid;
+use super::tile::{
+    FEW_ROWS, Lanes, TILE_K, TILE_OUTPUTS, TILE_UNITS, W_PITCH, load_x_tile, multiply_tiles,
+    rows_per_unit, tile_count, w_tile, write_lane_sums, write_tile, x_tile, zero_sums,
+};
 
-/// The most rows of `x` that one pass over the weights serves.
-const FEW_ROWS: usize = 8;
 /// Units that share one output of [`few_rows_kernel`].
 const LANES: usize = 32;
 /// Outputs of one cube of [`few_rows_kernel`].
 const OUTPUTS: usize = 8;
-/// Units along each side of a cube of [`tiled_kernel`].
-const TILE_UNITS: usize = 16;
-/// Outputs of one cube of [`tiled_kernel`].
-const TILE_OUTPUTS: usize = 4 * TILE_UNITS;
-/// Columns of `x` that a cube of [`tiled_kernel`] holds in shared memory at a time.
-const TILE_K: usize = 16;
 /// Units of a cube of the element-wise kernels.
-const UNITS: usize = 256;
+pub(super) const UNITS: usize = 256;
 
 /// What a word of a stored matrix holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Format {
+pub(super) enum Format {
     F32,
     F16,
     Bf16,
 }
 
 impl Format {
-    fn of(dtype: DType) -> Self {
+    pub(super) fn of(dtype: DType) -> Self {
         match dtype {
             DType::F16 => Self::F16,
             DType::BF16 => Self::Bf16,
@@ -86,12 +82,13 @@ pub(super) fn linear<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>) ->
     let format = Format::of(weight.dtype);
     let client = x.client.clone();
     if rows <= FEW_ROWS {
+        let shape = Lanes { lanes: LANES, outputs: OUTPUTS, row_slots: rows.next_power_of_two() };
         // Vectors of four words: no vector crosses the end of a row.
         let wide = inputs.is_multiple_of(4 * format.per_word());
         few_rows_kernel::launch::<R>(
             &client,
             cube_grid(outputs.div_ceil(OUTPUTS)),
-            CubeDim::new_2d(LANES as u32, OUTPUTS as u32),
+            shape.cube_dim(),
             if wide { 4 } else { 1 },
             x.into_array_arg(),
             words(weight),
@@ -99,16 +96,13 @@ pub(super) fn linear<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>) ->
             rows,
             inputs,
             outputs,
-            rows.next_power_of_two(),
+            shape,
             format,
         );
     } else {
-        let rows_per_unit = rows.div_ceil(TILE_UNITS).next_power_of_two().min(4);
-        let cubes_x = outputs.div_ceil(TILE_OUTPUTS);
-        let cubes_y = rows.div_ceil(rows_per_unit * TILE_UNITS);
         tiled_kernel::launch::<R>(
             &client,
-            CubeCount::Static(cubes_x as u32, cubes_y as u32, 1),
+            tile_count(rows, outputs),
             CubeDim::new_2d(TILE_UNITS as u32, TILE_UNITS as u32),
             x.into_array_arg(),
             words(weight),
@@ -116,7 +110,7 @@ pub(super) fn linear<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>) ->
             rows,
             inputs,
             outputs,
-            rows_per_unit,
+            rows_per_unit(rows),
             format,
         );
     }
@@ -169,13 +163,17 @@ fn dims<R: CubeRuntime>(tensor: &CubeTensor<R>) -> [usize; 2] {
 }
 
 /// An uninitialised `f32 [rows, columns]` on the device of `like`.
-fn empty<R: CubeRuntime>(like: &CubeTensor<R>, rows: usize, columns: usize) -> CubeTensor<R> {
+pub(super) fn empty<R: CubeRuntime>(
+    like: &CubeTensor<R>,
+    rows: usize,
+    columns: usize,
+) -> CubeTensor<R> {
     let (client, device) = (like.client.clone(), like.device.clone());
     empty_device_contiguous_dtype(client, device, Shape::new([rows, columns]), DType::F32)
 }
 
 /// The whole buffer of a stored matrix as words.
-fn words<R: CubeRuntime>(weight: CubeTensor<R>) -> ArrayArg<R> {
+pub(super) fn words<R: CubeRuntime>(weight: CubeTensor<R>) -> ArrayArg<R> {
     let len = weight.handle.size_in_used() as usize / size_of::<u32>();
     // SAFETY: the buffer holds exactly `len` words.
     unsafe { ArrayArg::from_raw_parts(weight.handle, len) }
@@ -202,7 +200,7 @@ fn decode(word: u32, half: u32, #[comptime] format: Format) -> f32 {
 
 /// Element number `index` of a matrix.
 #[cube]
-fn element<N: Size>(
+pub(super) fn element<N: Size>(
     weight: &Array<Vector<u32, N>>,
     index: usize,
     #[comptime] format: Format,
@@ -219,7 +217,6 @@ fn element<N: Size>(
 /// A cube has `OUTPUTS` groups of `LANES` units, each group one output. Lane `l` sums the vectors
 /// of four words `l, l + LANES, …` of its row (words one by one, element by element, where a
 /// vector could cross the end of a row: `N` = 1), then the lanes are added as a binary tree.
-/// `row_slots` is the number of rows rounded up to a power of two.
 #[cube(launch)]
 #[allow(clippy::too_many_arguments)]
 fn few_rows_kernel<N: Size>(
@@ -229,19 +226,15 @@ fn few_rows_kernel<N: Size>(
     rows: usize,
     inputs: usize,
     outputs: usize,
-    #[comptime] row_slots: usize,
+    #[comptime] shape: Lanes,
     #[comptime] format: Format,
 ) {
     let lane = UNIT_POS_X as usize;
     let place = CUBE_POS * OUTPUTS + UNIT_POS_Y as usize;
     // Groups without an output repeat the last one, so that all units meet at the barriers.
     let out = min(place, outputs - 1);
-    let mut sums = Array::<f32>::new(row_slots);
-    #[unroll]
-    for row in 0..row_slots {
-        sums[row] = 0.0f32;
-    }
-
+    let row_slots = comptime!(shape.row_slots);
+    let mut sums = zero_sums(row_slots);
     let width = N::value();
     if comptime!(width == 1) {
         for k in range_stepped(lane, inputs, LANES) {
@@ -274,30 +267,7 @@ fn few_rows_kernel<N: Size>(
         }
     }
 
-    let mut shared = SharedMemory::<f32>::new(comptime!(row_slots * LANES * OUTPUTS));
-    let base = UNIT_POS as usize;
-    #[unroll]
-    for row in 0..row_slots {
-        shared[row * comptime!(LANES * OUTPUTS) + base] = sums[row];
-    }
-    sync_cube();
-    #[unroll]
-    for level in 0..5u32 {
-        let stride = comptime!(LANES >> (level + 1));
-        if lane < stride {
-            #[unroll]
-            for row in 0..row_slots {
-                let at = row * comptime!(LANES * OUTPUTS) + base;
-                shared[at] = shared[at] + shared[at + stride];
-            }
-        }
-        sync_cube();
-    }
-    // Lane `r` writes row `r`.
-    if lane < rows && place < outputs {
-        let at = lane * comptime!(LANES * OUTPUTS) + UNIT_POS_Y as usize * LANES;
-        output[lane * outputs + place] = shared[at];
-    }
+    write_lane_sums(&sums, output, rows, outputs, place, shape);
 }
 
 /// `output[r, o] = Σₖ x[r, k] · weight[o, k]` for many rows.
@@ -317,68 +287,28 @@ fn tiled_kernel(
     #[comptime] rows_per_unit: usize,
     #[comptime] format: Format,
 ) {
-    let tile_rows = comptime!(rows_per_unit * TILE_UNITS);
-    // One more than the tile: neighbours in `k` fall into different banks.
-    let x_pitch = comptime!(tile_rows + 1);
-    let w_pitch = comptime!(TILE_OUTPUTS + 1);
-    let mut x_tile = SharedMemory::<f32>::new(comptime!(TILE_K * (tile_rows + 1)));
-    let mut w_tile = SharedMemory::<f32>::new(comptime!(TILE_K * (TILE_OUTPUTS + 1)));
-    let first_row = CUBE_POS_Y as usize * tile_rows;
+    let mut x_tile = x_tile(rows_per_unit);
+    let mut w_tile = w_tile();
+    let mut sums = zero_sums(comptime!(rows_per_unit * 4));
     let first_output = CUBE_POS_X as usize * TILE_OUTPUTS;
     let column = UNIT_POS_X as usize;
-    let line = UNIT_POS_Y as usize;
-
-    let mut sums = Array::<f32>::new(comptime!(rows_per_unit * 4));
-    #[unroll]
-    for i in 0..comptime!(rows_per_unit * 4) {
-        sums[i] = 0.0f32;
-    }
     for start in range_stepped(0, inputs, TILE_K) {
-        // Unit (i, j) loads column `start + i` of lines j, j + 16, ….
+        load_x_tile(x, &mut x_tile, start, rows, inputs, rows_per_unit);
         let k = start + column;
         #[unroll]
-        for i in 0..rows_per_unit {
-            let row = line + comptime!(i * TILE_UNITS);
-            let mut value = 0.0f32;
-            if k < inputs && first_row + row < rows {
-                value = x[(first_row + row) * inputs + k];
-            }
-            x_tile[column * x_pitch + row] = value;
-        }
-        #[unroll]
         for i in 0..4usize {
-            let out = line + comptime!(i * TILE_UNITS);
+            let out = UNIT_POS_Y as usize + comptime!(i * TILE_UNITS);
             let mut value = 0.0f32;
             if k < inputs && first_output + out < outputs {
                 value = element(weight, (first_output + out) * inputs + k, format);
             }
-            w_tile[column * w_pitch + out] = value;
+            w_tile[column * W_PITCH + out] = value;
         }
         sync_cube();
-        for k in 0..TILE_K {
-            #[unroll]
-            for j in 0..4usize {
-                let w = w_tile[k * w_pitch + column + comptime!(j * TILE_UNITS)];
-                #[unroll]
-                for i in 0..rows_per_unit {
-                    let value = x_tile[k * x_pitch + line + comptime!(i * TILE_UNITS)];
-                    sums[comptime!(i * 4 + j)] += value * w;
-                }
-            }
-        }
+        multiply_tiles(&x_tile, &w_tile, &mut sums, rows_per_unit);
         sync_cube();
     }
-    #[unroll]
-    for i in 0..rows_per_unit {
-        let row = first_row + line + comptime!(i * TILE_UNITS);
-        #[unroll]
-        for j in 0..4usize {
-            let out = first_output + column + comptime!(j * TILE_UNITS);
-            if row < rows && out < outputs {
-                output[row * outputs + out] = sums[comptime!(i * 4 + j)];
-            }
-        }
-    }
+    write_tile(&sums, output, rows, outputs, rows_per_unit);
 }
 
 /// `output[i, k] = weight[ids[i], k]`, one unit for each element.

@@ -4,6 +4,9 @@
 //! CubeCL has can run them.
 
 mod dense;
+mod packed;
+mod packed_linear;
+mod tile;
 
 use burn_cubecl::{
     BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement, kernel, tensor::CubeTensor,
@@ -11,7 +14,8 @@ use burn_cubecl::{
 use burn_tensor::{DType, Int, Tensor, TensorData, TensorPrimitive};
 use cubecl::prelude::*;
 
-use crate::QuantOps;
+use crate::{PackedMatrix, PackedTensors, QuantOps};
+use packed::Stored;
 
 impl<R, F, I, BT> QuantOps for CubeBackend<R, F, I, BT>
 where
@@ -37,6 +41,32 @@ where
     fn dense_to_f32(weight: &Tensor<Self, 2>) -> Tensor<Self, 2> {
         into_floats(dense::widen(stored(weight)))
     }
+
+    fn packed_upload(matrix: PackedMatrix, device: &Self::Device) -> PackedTensors<Self> {
+        let stored = packed::upload(matrix, device);
+        PackedTensors {
+            spec: stored.spec,
+            codes: Tensor::from_primitive(stored.codes),
+            scales: into_floats(stored.scales),
+            fixed_zero: stored.fixed_zero,
+            zeros: stored.zeros.map(Tensor::from_primitive),
+            mins: stored.mins.map(into_floats),
+        }
+    }
+
+    fn packed_linear(x: Tensor<Self, 2>, weight: &PackedTensors<Self>) -> Tensor<Self, 2> {
+        let x = contiguous(x.into_primitive().tensor(), DType::F32);
+        into_floats(packed::linear(x, stored_packed(weight)))
+    }
+
+    fn packed_rows(weight: &PackedTensors<Self>, ids: Tensor<Self, 1, Int>) -> Tensor<Self, 2> {
+        let ids = contiguous(ids.into_primitive(), DType::I32);
+        into_floats(packed::rows(stored_packed(weight), Some(ids)))
+    }
+
+    fn packed_to_f32(weight: &PackedTensors<Self>) -> Tensor<Self, 2> {
+        into_floats(packed::rows(stored_packed(weight), None))
+    }
 }
 
 /// The tensor with `dtype` elements, row after row without gaps.
@@ -44,8 +74,28 @@ fn contiguous<R: CubeRuntime>(tensor: CubeTensor<R>, dtype: DType) -> CubeTensor
     kernel::into_contiguous(kernel::cast(tensor, dtype))
 }
 
-/// The primitive of a matrix that [`dense::upload`] made.
-fn stored<R, F, I, BT>(weight: &Tensor<CubeBackend<R, F, I, BT>, 2>) -> CubeTensor<R>
+/// The primitives of a matrix that [`packed::upload`] made.
+fn stored_packed<R, F, I, BT>(weight: &PackedTensors<CubeBackend<R, F, I, BT>>) -> Stored<R>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    Stored {
+        spec: weight.spec,
+        codes: weight.codes.clone().into_primitive(),
+        scales: stored(&weight.scales),
+        fixed_zero: weight.fixed_zero,
+        zeros: weight.zeros.clone().map(Tensor::into_primitive),
+        mins: weight.mins.as_ref().map(stored),
+    }
+}
+
+/// The primitive of floats that [`dense::upload`] made.
+fn stored<R, F, I, BT, const D: usize>(
+    weight: &Tensor<CubeBackend<R, F, I, BT>, D>,
+) -> CubeTensor<R>
 where
     R: CubeRuntime,
     F: FloatElement,

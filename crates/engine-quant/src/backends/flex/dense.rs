@@ -1,32 +1,15 @@
 //! `x · Wᵀ` with `W` in `f32`, `f16` or `bf16`, widened in registers.
-//!
-//! The product of one row with one stored row is a sum over blocks of [`BLOCK`] elements in order,
-//! each block summed in the lane order of [`simd`]. Neither the number of rows nor
-//! that of threads has a part in it, so a row's result is the same bits in every batch.
 
 use std::ops::Range;
 
-use burn_flex::{FlexTensor, Layout};
-use burn_tensor::{Bytes, DType, Shape, TensorData};
+use burn_flex::FlexTensor;
+use burn_tensor::{Bytes, DType, TensorData};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::simd::{self, Isa, Kernel, Simd, StoredFloat};
-
-/// Elements of a row that are summed before the next ones begin.
-const BLOCK: usize = 2048;
-
-/// Rows of activations that share one pass over the weights: their blocks stay in the cache.
-const ROW_BLOCK: usize = 72;
-
-/// Stored rows that are multiplied side by side.
-const COLUMNS: usize = 4;
-
-/// The same for a single row of activations, which memory limits: more streams keep it busy.
-const STREAMS: usize = 8;
-
-/// Multiplications below which waking other threads costs more than they save.
-const PARALLEL_WORK: usize = 1 << 18;
+use super::simd::{Isa, Kernel, Simd, StoredFloat};
+use super::tiles::{self, BLOCK, COLUMNS, Part, ROW_BLOCK, STREAMS, steps};
+use super::{dims, slice, tensor};
 
 /// The same data, copied if its bytes do not lie as its type demands.
 pub fn aligned(data: TensorData) -> TensorData {
@@ -83,23 +66,6 @@ pub fn to_f32(weight: FlexTensor) -> FlexTensor {
     tensor(y, [out, width])
 }
 
-fn tensor(values: Vec<f32>, shape: [usize; 2]) -> FlexTensor {
-    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(Shape::from(shape)), DType::F32)
-}
-
-fn dims(tensor: &FlexTensor) -> [usize; 2] {
-    let shape = tensor.layout().shape();
-    [shape[0], shape[1]]
-}
-
-/// The elements of a contiguous tensor of this type.
-fn slice<E: burn_tensor::Element + bytemuck::Pod>(tensor: &FlexTensor) -> &[E] {
-    let range = tensor.layout().contiguous_offsets();
-    assert!(range.is_some(), "the tensor was made contiguous");
-    let (start, end) = range.unwrap_or_default();
-    &tensor.storage()[start..end]
-}
-
 fn widen<W: StoredFloat>(from: &[W], to: &mut [f32]) {
     const CHUNK: usize = 1 << 16;
     let widen_chunk = |(from, to)| Isa::best().run(Widen { from, to });
@@ -124,8 +90,9 @@ impl<W: StoredFloat> Kernel for Widen<'_, W> {
     }
 }
 
+/// Widens `from` into `to`, of the same length.
 #[inline(always)]
-fn widen_into<S: Simd, W: StoredFloat>(s: S, from: &[W], to: &mut [f32]) {
+pub fn widen_into<S: Simd, W: StoredFloat>(s: S, from: &[W], to: &mut [f32]) {
     let chunks = to.chunks_exact_mut(S::LANES).zip(from.chunks_exact(S::LANES));
     for (to, from) in chunks {
         // SAFETY: both chunks hold `LANES` elements.
@@ -138,84 +105,43 @@ fn widen_into<S: Simd, W: StoredFloat>(s: S, from: &[W], to: &mut [f32]) {
 }
 
 /// `x [rows, in]` times `weight [out, in]` transposed, `[rows, out]`.
-fn product<W: StoredFloat>(isa: Isa, x: &[f32], weight: &[W], rows: usize, out: usize) -> Vec<f32> {
-    let mut y = vec![0.0; rows * out];
-    if y.is_empty() {
-        return y;
-    }
-    let width = x.len() / rows;
-    assert_eq!(x.len(), rows * width, "dense_linear: x has {rows} rows");
-    assert_eq!(weight.len(), out * width, "dense_linear: the weight has {out} rows");
-    let y_start = SharedMut(y.as_mut_ptr());
-    let part = |rows: Range<usize>, columns: Range<usize>| Part {
-        x,
-        weight,
-        y: y_start,
-        width,
-        out,
-        rows,
-        columns,
-    };
-    let threads = rayon::current_num_threads();
-    if threads == 1 || rows * out * width < PARALLEL_WORK {
-        isa.run(part(0..rows, 0..out));
-        return y;
-    }
-    // A few parts for each thread, so that a thread that was late leaves some to the others.
-    let row_parts = rows.div_ceil(ROW_BLOCK);
-    let column_parts = (threads * 4).div_ceil(row_parts);
-    let columns = out.div_ceil(column_parts).next_multiple_of(COLUMNS);
-    let column_parts = out.div_ceil(columns);
-    (0..row_parts * column_parts).into_par_iter().with_max_len(1).for_each(|number| {
-        let (row, column) = (number % row_parts * ROW_BLOCK, number / row_parts * columns);
-        let rows = row..rows.min(row + ROW_BLOCK);
-        isa.run(part(rows, column..out.min(column + columns)));
-    });
-    y
+pub fn product<W: StoredFloat>(isa: Isa, x: &[f32], weight: &[W], rows: usize, out: usize) -> Vec<f32> {
+    tiles::product(x, [rows, out], |part| {
+        assert_eq!(weight.len(), out * part.width, "dense_linear: the weight has {out} rows");
+        isa.run(DensePart { part, weight });
+    })
 }
 
-/// A result that several threads fill, each its own elements.
-#[derive(Clone, Copy)]
-struct SharedMut(*mut f32);
-
-// SAFETY: every `Part` writes the elements of its own rows and columns, and parts do not overlap.
-unsafe impl Send for SharedMut {}
-// SAFETY: as above.
-unsafe impl Sync for SharedMut {}
-
-/// Some rows and columns of a product.
-struct Part<'a, W> {
-    /// `[all rows, width]`.
-    x: &'a [f32],
+/// A part of a product with plain floats.
+struct DensePart<'a, W> {
+    part: Part<'a>,
     /// `[out, width]`.
     weight: &'a [W],
-    /// `[all rows, out]`, zeros.
-    y: SharedMut,
-    width: usize,
-    out: usize,
-    rows: Range<usize>,
-    columns: Range<usize>,
 }
 
-impl<W: StoredFloat> Kernel for Part<'_, W> {
+impl<W: StoredFloat> Kernel for DensePart<'_, W> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        if self.rows.len() <= S::TILE_ROWS {
+        let part = &self.part;
+        if part.rows.len() <= S::TILE_ROWS {
             return self.stream(s);
         }
         let widens = size_of::<W>() < size_of::<f32>() && !S::WIDENS_FREELY;
         let mut widened = vec![0.0; if widens { COLUMNS * BLOCK } else { 0 }];
-        for rows in steps(&self.rows, ROW_BLOCK) {
-            for block in steps(&(0..self.width), BLOCK) {
-                for columns in steps(&self.columns, COLUMNS) {
-                    if widens {
-                        let wide = self.widen(s, &columns, &block, &mut widened);
-                        self.row_tiles(s, &rows, &block, wide, &columns);
-                    } else {
-                        let stored = self.stored(&columns, &block);
-                        self.row_tiles(s, &rows, &block, stored, &columns);
+        for rows in steps(&part.rows, ROW_BLOCK) {
+            for block in steps(&(0..part.width), BLOCK) {
+                for columns in steps(&part.columns, COLUMNS) {
+                    // SAFETY: `widen` and `stored` check the lengths of what they point to.
+                    unsafe {
+                        if widens {
+                            let wide = self.widen(s, &columns, &block, &mut widened);
+                            part.row_tiles(s, &rows, &block, (wide, &columns));
+                        } else {
+                            let stored = self.stored(&columns, &block);
+                            part.row_tiles(s, &rows, &block, (stored, &columns));
+                        }
                     }
                 }
             }
@@ -223,30 +149,28 @@ impl<W: StoredFloat> Kernel for Part<'_, W> {
     }
 }
 
-/// The range in steps of `len`, the last one shorter.
-fn steps(range: &Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-    let end = range.end;
-    range.clone().step_by(len).map(move |first| first..end.min(first + len))
-}
-
-impl<W: StoredFloat> Part<'_, W> {
+impl<W: StoredFloat> DensePart<'_, W> {
     /// Few rows: memory is the limit, so each stored row is read from its first element to its last.
     #[inline(always)]
     fn stream<S: Simd>(&self, s: S) {
-        let blocks = || steps(&(0..self.width), BLOCK);
-        let mut rest = self.columns.clone();
-        if self.rows.len() == 1 && S::TILE_ROWS > 1 {
+        let part = &self.part;
+        let blocks = || steps(&(0..part.width), BLOCK);
+        let mut rest = part.columns.clone();
+        if part.rows.len() == 1 && S::TILE_ROWS > 1 {
             rest.start = rest.end - rest.len() % STREAMS;
-            for columns in steps(&(self.columns.start..rest.start), STREAMS) {
+            for columns in steps(&(part.columns.start..rest.start), STREAMS) {
                 for block in blocks() {
-                    let stored = self.stored::<STREAMS>(&columns, &block);
-                    self.tile::<S, W, 1, STREAMS>(s, self.rows.start, &block, stored, &columns);
+                    let stored = (self.stored::<STREAMS>(&columns, &block), &columns);
+                    // SAFETY: `stored` checks the lengths of what it points to.
+                    unsafe { part.tile::<S, W, 1, STREAMS>(s, part.rows.start, &block, stored) };
                 }
             }
         }
         for columns in steps(&rest, COLUMNS) {
             for block in blocks() {
-                self.row_tiles(s, &self.rows, &block, self.stored(&columns, &block), &columns);
+                let stored = (self.stored(&columns, &block), &columns);
+                // SAFETY: as above.
+                unsafe { part.row_tiles(s, &part.rows, &block, stored) };
             }
         }
     }
@@ -254,7 +178,7 @@ impl<W: StoredFloat> Part<'_, W> {
     /// A block of one stored row.
     #[inline(always)]
     fn stored_row(&self, column: usize, block: &Range<usize>) -> &[W] {
-        &self.weight[column * self.width + block.start..][..block.len()]
+        &self.weight[column * self.part.width + block.start..][..block.len()]
     }
 
     /// A block of each of the stored rows; null after the last of them.
@@ -287,67 +211,6 @@ impl<W: StoredFloat> Part<'_, W> {
             *pointer = to.as_ptr();
         }
         pointers
-    }
-
-    /// Multiplies the rows with `columns` stored rows, as many at a time as registers hold.
-    #[inline(always)]
-    fn row_tiles<S: Simd, T: StoredFloat>(
-        &self,
-        s: S,
-        rows: &Range<usize>,
-        block: &Range<usize>,
-        stored: [*const T; COLUMNS],
-        columns: &Range<usize>,
-    ) {
-        let mut row = rows.start;
-        while row < rows.end {
-            let left = rows.end - row;
-            // Tiles of equal size: 7 rows are 4 and 3, not 6 and 1.
-            let tile = left.div_ceil(left.div_ceil(S::TILE_ROWS));
-            match tile {
-                6 => self.tile::<S, T, 6, COLUMNS>(s, row, block, stored, columns),
-                5 => self.tile::<S, T, 5, COLUMNS>(s, row, block, stored, columns),
-                4 => self.tile::<S, T, 4, COLUMNS>(s, row, block, stored, columns),
-                3 => self.tile::<S, T, 3, COLUMNS>(s, row, block, stored, columns),
-                2 => self.tile::<S, T, 2, COLUMNS>(s, row, block, stored, columns),
-                _ => self.tile::<S, T, 1, COLUMNS>(s, row, block, stored, columns),
-            }
-            row += tile;
-        }
-    }
-
-    #[inline(always)]
-    fn tile<S: Simd, T: StoredFloat, const R: usize, const C: usize>(
-        &self,
-        s: S,
-        row: usize,
-        block: &Range<usize>,
-        stored: [*const T; C],
-        columns: &Range<usize>,
-    ) {
-        let mut x = [self.x.as_ptr(); R];
-        for (i, pointer) in x.iter_mut().enumerate() {
-            *pointer = self.x[(row + i) * self.width + block.start..][..block.len()].as_ptr();
-        }
-        let mut sums = [[0.0; C]; R];
-        if columns.len() == C {
-            // SAFETY: all pointers are to `block.len()` elements, checked where they were made.
-            sums = unsafe { simd::dot_tile(s, x, stored, block.len()) };
-        } else {
-            for (i, &stored) in stored.iter().enumerate().take(columns.len()) {
-                // SAFETY: as above.
-                let one = unsafe { simd::dot_tile(s, x, [stored], block.len()) };
-                for (sums, [sum]) in sums.iter_mut().zip(one) {
-                    sums[i] = sum;
-                }
-            }
-        }
-        for (r, sums) in sums.iter().enumerate() {
-            for (sum, column) in sums.iter().zip(columns.clone()) {
-                // SAFETY: the element is in this part's rows and columns; see `SharedMut`.
-                unsafe { *self.y.0.add((row + r) * self.out + column) += sum };
-            }
-        }
     }
 }
 

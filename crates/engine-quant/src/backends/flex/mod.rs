@@ -1,12 +1,14 @@
 //! Products on the CPU.
 
 mod dense;
+mod packed;
 pub mod simd;
+mod tiles;
 
-use burn_flex::{Flex, FlexTensor};
-use burn_tensor::{DType, Int, Tensor, TensorData, TensorPrimitive};
+use burn_flex::{Flex, FlexTensor, Layout};
+use burn_tensor::{Bytes, DType, Element, Int, Shape, Tensor, TensorData, TensorPrimitive};
 
-use crate::QuantOps;
+use crate::{PackedMatrix, PackedTensors, QuantOps};
 
 impl QuantOps for Flex {
     fn dense_upload(data: TensorData, _device: &Self::Device) -> Tensor<Self, 2> {
@@ -14,28 +16,69 @@ impl QuantOps for Flex {
     }
 
     fn dense_linear(x: Tensor<Self, 2>, weight: &Tensor<Self, 2>) -> Tensor<Self, 2> {
-        let x = contiguous(x.cast(DType::F32).into_primitive().tensor());
         let weight = contiguous(weight.clone().into_primitive().tensor());
-        float_tensor(dense::linear(&x, &weight))
+        float_tensor(dense::linear(&activations(x), &weight))
     }
 
     fn dense_rows(weight: &Tensor<Self, 2>, ids: Tensor<Self, 1, Int>) -> Tensor<Self, 2> {
         let weight = contiguous(weight.clone().into_primitive().tensor());
-        let ids = contiguous(ids.cast(DType::I32).into_primitive());
-        float_tensor(dense::rows(&weight, &ids))
+        float_tensor(dense::rows(&weight, &numbers(ids)))
     }
 
     fn dense_to_f32(weight: &Tensor<Self, 2>) -> Tensor<Self, 2> {
         let weight = contiguous(weight.clone().into_primitive().tensor());
         float_tensor(dense::to_f32(weight))
     }
+
+    fn packed_upload(matrix: PackedMatrix, _device: &Self::Device) -> PackedTensors<Self> {
+        packed::upload(matrix)
+    }
+
+    fn packed_linear(x: Tensor<Self, 2>, weight: &PackedTensors<Self>) -> Tensor<Self, 2> {
+        float_tensor(packed::linear(&activations(x), weight))
+    }
+
+    fn packed_rows(weight: &PackedTensors<Self>, ids: Tensor<Self, 1, Int>) -> Tensor<Self, 2> {
+        float_tensor(packed::rows(weight, &numbers(ids)))
+    }
+
+    fn packed_to_f32(weight: &PackedTensors<Self>) -> Tensor<Self, 2> {
+        float_tensor(packed::to_f32(weight))
+    }
 }
 
-fn float_tensor(tensor: FlexTensor) -> Tensor<Flex, 2> {
+fn float_tensor<const D: usize>(tensor: FlexTensor) -> Tensor<Flex, D> {
     Tensor::from_primitive(TensorPrimitive::Float(tensor))
+}
+
+/// Activations as contiguous `f32`.
+fn activations(x: Tensor<Flex, 2>) -> FlexTensor {
+    contiguous(x.cast(DType::F32).into_primitive().tensor())
+}
+
+/// Numbers of rows as contiguous `i32`.
+fn numbers(ids: Tensor<Flex, 1, Int>) -> FlexTensor {
+    contiguous(ids.cast(DType::I32).into_primitive())
 }
 
 /// The tensor itself where its elements lie one after the other, otherwise a copy that does.
 fn contiguous(tensor: FlexTensor) -> FlexTensor {
     if tensor.layout().contiguous_offsets().is_some() { tensor } else { tensor.to_contiguous() }
+}
+
+fn tensor(values: Vec<f32>, shape: [usize; 2]) -> FlexTensor {
+    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(Shape::from(shape)), DType::F32)
+}
+
+fn dims(tensor: &FlexTensor) -> [usize; 2] {
+    let shape = tensor.layout().shape();
+    [shape[0], shape[1]]
+}
+
+/// The elements of a contiguous tensor of this type.
+fn slice<E: Element + bytemuck::Pod>(tensor: &FlexTensor) -> &[E] {
+    let range = tensor.layout().contiguous_offsets();
+    assert!(range.is_some(), "the tensor was made contiguous");
+    let (start, end) = range.unwrap_or_default();
+    &tensor.storage()[start..end]
 }

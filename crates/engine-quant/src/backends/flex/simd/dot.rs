@@ -46,6 +46,15 @@ pub unsafe fn dot_tile<S: Simd, W: StoredFloat, const R: usize, const O: usize>(
             }
         }
     }
+    sum_tile(s, sums)
+}
+
+/// The sum of each vector's lanes.
+#[inline(always)]
+pub(crate) fn sum_tile<S: Simd, const R: usize, const O: usize>(
+    s: S,
+    sums: [[S::V; O]; R],
+) -> [[f32; O]; R] {
     let mut result = [[0.0; O]; R];
     for r in 0..R {
         let mut o = 0;

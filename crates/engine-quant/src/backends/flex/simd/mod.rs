@@ -33,6 +33,7 @@ mod x86_avx2;
 mod x86_avx512;
 
 pub use dot::{dot, dot_tile};
+pub(crate) use dot::sum_tile;
 pub use stored::StoredFloat;
 
 use std::sync::LazyLock;
@@ -161,6 +162,23 @@ pub trait Simd: Copy + Send + Sync {
     /// # Safety
     /// They can be read at `from`.
     unsafe fn load_bf16(self, from: *const bf16) -> Self::V;
+
+    /// Reads `LANES` bytes as the numbers 0 ..= 255.
+    ///
+    /// # Safety
+    /// They can be read at `from`.
+    unsafe fn load_u8(self, from: *const u8) -> Self::V;
+
+    /// Looks up vector `vector` of the 32 four-bit codes of a chunk: byte `i` has number `i` in
+    /// its low half and number `i + 16` in its high half. The table is given as its first and its
+    /// last `LANES` entries of 16; where a vector has 16 lanes, both are the same.
+    ///
+    /// # Safety
+    /// 16 bytes can be read at `chunk`, and `vector < 32 / LANES`.
+    unsafe fn lookup_u4(self, chunk: *const u8, vector: usize, table: [Self::V; 2]) -> Self::V;
+
+    /// Asks for the memory at `address`, which need not be readable, or does nothing.
+    fn prefetch(self, address: *const u8);
 
     /// Writes `LANES` floats.
     ///

@@ -102,6 +102,32 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_u8(self, from: *const u8) -> Self::V {
+        // SAFETY: the caller vouches for the bytes.
+        let bytes = unsafe { from.cast::<[u8; LANES]>().read() };
+        let mut v = [0.0; LANES];
+        for l in 0..LANES {
+            v[l] = f32::from(bytes[l]);
+        }
+        v
+    }
+
+    #[inline(always)]
+    unsafe fn lookup_u4(self, chunk: *const u8, vector: usize, table: [Self::V; 2]) -> Self::V {
+        // SAFETY: the caller vouches for 16 bytes, two times `LANES`.
+        let bytes = unsafe { chunk.add(vector % 2 * LANES).cast::<[u8; LANES]>().read() };
+        let (table, shift) = (table.as_flattened(), vector / 2 * 4);
+        let mut v = [0.0; LANES];
+        for l in 0..LANES {
+            v[l] = table[usize::from(bytes[l] >> shift & 15)];
+        }
+        v
+    }
+
+    #[inline(always)]
+    fn prefetch(self, _address: *const u8) {}
+
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32, v: Self::V) {
         // SAFETY: the caller vouches for the room.
         unsafe { to.cast::<Self::V>().write(v) }

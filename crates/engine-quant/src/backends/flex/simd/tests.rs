@@ -133,3 +133,47 @@ fn lane_operations_follow_their_definitions_with_special_values_too() {
     }
     on_each(|| Lanes);
 }
+
+#[test]
+fn every_byte_becomes_its_number() {
+    struct Bytes;
+    impl Kernel for Bytes {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let bytes: Vec<u8> = (0..=255).collect();
+            for (i, bytes) in bytes.chunks_exact(S::LANES).enumerate() {
+                let expected: Vec<f32> = (0..S::LANES).map(|l| (i * S::LANES + l) as f32).collect();
+                // SAFETY: the chunk has `LANES` bytes.
+                assert_eq!(lanes(s, unsafe { s.load_u8(bytes.as_ptr()) }), expected);
+            }
+        }
+    }
+    on_each(|| Bytes);
+}
+
+#[test]
+fn four_bit_codes_are_looked_up_in_the_order_of_columns() {
+    struct Lookup;
+    impl Kernel for Lookup {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let table: Vec<f32> = (0..16).map(|i| (i as f32 - 7.5) * 0.3).collect();
+            let halves = [vector(s, &table), vector(s, &table[16 - S::LANES..])];
+            for seed in 0..50_usize {
+                let codes: Vec<u8> = (0..32).map(|i| ((i * 7 + seed * i + seed) % 16) as u8).collect();
+                let mut chunk = [0; 16];
+                crate::Bits::Four.pack_row(&codes, &mut chunk);
+                let mut found = Vec::new();
+                for i in 0..32 / S::LANES {
+                    // SAFETY: the chunk has 16 bytes.
+                    found.extend(lanes(s, unsafe { s.lookup_u4(chunk.as_ptr(), i, halves) }));
+                }
+                let expected: Vec<f32> = codes.iter().map(|&c| table[usize::from(c)]).collect();
+                assert_eq!(found, expected, "{} lanes", S::LANES);
+            }
+        }
+    }
+    on_each(|| Lookup);
+}

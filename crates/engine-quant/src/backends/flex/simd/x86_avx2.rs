@@ -66,6 +66,35 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_u8(self, from: *const u8) -> __m256 {
+        // SAFETY: see above.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn lookup_u4(self, chunk: *const u8, vector: usize, table: [__m256; 2]) -> __m256 {
+        // SAFETY: see above; of the 16 bytes, eight are read from byte 0 or 8 on.
+        unsafe {
+            let bytes = _mm_loadl_epi64(chunk.add(vector % 2 * 8).cast());
+            let mut codes = _mm256_cvtepu8_epi32(bytes);
+            if vector >= 2 {
+                codes = _mm256_srli_epi32::<4>(codes);
+            }
+            // Permutations look at the three lowest bits only; the fourth, moved to the sign,
+            // chooses between the halves of the table.
+            let first = _mm256_permutevar8x32_ps(table[0], codes);
+            let last = _mm256_permutevar8x32_ps(table[1], codes);
+            _mm256_blendv_ps(first, last, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes)))
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, address: *const u8) {
+        // SAFETY: see above; prefetching an address that cannot be read has no effect.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32, v: __m256) {
         // SAFETY: see above.
         unsafe { _mm256_storeu_ps(to, v) }

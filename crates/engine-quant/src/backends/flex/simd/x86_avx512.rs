@@ -64,6 +64,29 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_u8(self, from: *const u8) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn lookup_u4(self, chunk: *const u8, vector: usize, table: [__m512; 2]) -> __m512 {
+        // SAFETY: see above.
+        unsafe {
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(chunk.cast()));
+            let codes = if vector == 0 { bytes } else { _mm512_srli_epi32::<4>(bytes) };
+            // The permutation looks at the four lowest bits only.
+            _mm512_permutexvar_ps(codes, table[0])
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, address: *const u8) {
+        // SAFETY: see above; prefetching an address that cannot be read has no effect.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32, v: __m512) {
         // SAFETY: see above.
         unsafe { _mm512_storeu_ps(to, v) }

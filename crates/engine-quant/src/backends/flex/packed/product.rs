@@ -1,0 +1,212 @@
+//! Products with packed rows.
+
+use std::ops::Range;
+
+use super::super::simd::{self, Isa, Kernel, Simd};
+use super::super::tiles::{BLOCK, COLUMNS, Part, ROW_BLOCK, STREAMS, steps};
+use super::unpack::{Scratch, Unpack, span};
+use super::walk::{EightBit, Format, FourBit, PackedRow, Sink, walk};
+use super::{Stored, StoredZeros};
+use crate::Bits;
+
+/// Activations of a part that stay in the cache while all stored rows go by.
+const CACHED_ACTIVATIONS: usize = 1 << 16;
+
+/// A part of a product.
+pub struct PackedPart<'a> {
+    pub part: Part<'a>,
+    pub matrix: &'a Stored<'a>,
+}
+
+impl PackedPart<'_> {
+    /// Fills the part.
+    pub fn run(&self, isa: Isa) {
+        if !isa.run(Streams(self)) {
+            return isa.run(Unpacked(self));
+        }
+        // Each of these is a function of its own: one of all formats would be huge.
+        match self.part.rows.len() {
+            1 => self.stream::<1>(isa),
+            2 => self.stream::<2>(isa),
+            _ => self.stream::<4>(isa),
+        }
+    }
+
+    fn stream<const R: usize>(&self, isa: Isa) {
+        let has_zeros = matches!(self.matrix.zeros, StoredZeros::PerGroup(_));
+        match (self.matrix.spec.bits, has_zeros, self.matrix.mins.is_some()) {
+            (Bits::Four, false, false) => isa.run(Stream::<true, false, false, R>(self)),
+            (Bits::Four, true, false) => isa.run(Stream::<true, true, false, R>(self)),
+            (Bits::Four, _, true) => isa.run(Stream::<true, true, true, R>(self)),
+            (Bits::Eight, false, false) => isa.run(Stream::<false, false, false, R>(self)),
+            (Bits::Eight, true, false) => isa.run(Stream::<false, true, false, R>(self)),
+            (Bits::Eight, _, true) => isa.run(Stream::<false, true, true, R>(self)),
+        }
+    }
+}
+
+/// Whether rows are so few, and groups such, that [`Stream`] can compute a part.
+struct Streams<'a>(&'a PackedPart<'a>);
+
+impl Kernel for Streams<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _s: S) -> bool {
+        let Self(PackedPart { part, matrix }) = self;
+        part.rows.len() <= S::TILE_ROWS.min(4) && matrix.has_whole_vectors::<S>()
+    }
+}
+
+/// Few rows, up to `R`: memory is the limit. Each stored row is read from its first code to its
+/// last and goes from registers into the sums of all rows.
+struct Stream<'a, const FOUR: bool, const ZEROS: bool, const MINS: bool, const R: usize>(
+    &'a PackedPart<'a>,
+);
+
+impl<const FOUR: bool, const ZEROS: bool, const MINS: bool, const R: usize> Kernel
+    for Stream<'_, FOUR, ZEROS, MINS, R>
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let zero = match self.0.matrix.zeros {
+            StoredZeros::Fixed(zero) if !ZEROS => zero,
+            _ => 0.0,
+        };
+        if FOUR {
+            let format = FourBit::<S, ZEROS, MINS>(self.0.matrix.centred(s, zero));
+            self.with_format(s, format);
+        } else {
+            self.with_format(s, EightBit::<S, ZEROS, MINS>(s.splat(zero)));
+        }
+    }
+}
+
+impl<const FOUR: bool, const ZEROS: bool, const MINS: bool, const R: usize>
+    Stream<'_, FOUR, ZEROS, MINS, R>
+{
+    #[inline(always)]
+    fn with_format<S: Simd, F: Format<S>>(&self, s: S, format: F) {
+        if R == 1 && S::TILE_ROWS > 1 {
+            self.stream::<S, F, STREAMS>(s, format);
+        } else if R <= S::TILE_ROWS.next_power_of_two() {
+            self.stream::<S, F, COLUMNS>(s, format);
+        }
+    }
+
+    #[inline(always)]
+    fn stream<S: Simd, F: Format<S>, const O: usize>(&self, s: S, format: F) {
+        let PackedPart { part, matrix } = self.0;
+        let mut scratch = Scratch::new(matrix, O);
+        for columns in steps(&part.columns, O) {
+            for block in steps(&(0..part.width), BLOCK) {
+                let rows =
+                    packed_rows::<S, F, O>(s, format, (matrix, &columns, &block), &mut scratch);
+                let x = part.x_pointers::<R>(part.rows.start, &block);
+                let mut dot = Dot::<S, R, O> { x, sums: [[s.splat(0.0); O]; R] };
+                // SAFETY: the rows' lengths were checked where the pointers were made.
+                unsafe { walk(s, format, rows, span(matrix, &block), &mut dot) };
+                part.add(&simd::sum_tile(s, dot.sums), part.rows.start, &columns);
+            }
+        }
+    }
+}
+
+/// A block of `columns`; after the last of them, the last again.
+#[inline(always)]
+fn packed_rows<S: Simd, F: Format<S>, const O: usize>(
+    s: S,
+    format: F,
+    (matrix, columns, block): (&Stored<'_>, &Range<usize>, &Range<usize>),
+    scratch: &mut Scratch,
+) -> [PackedRow; O] {
+    let first = scratch.read(s, format, (matrix, columns.start), block, 0);
+    let mut rows = [first; O];
+    for o in 1..O {
+        let row = (columns.start + o).min(columns.end - 1);
+        rows[o] = scratch.read(s, format, (matrix, row), block, o);
+    }
+    rows
+}
+
+/// Many rows, or groups that end within vectors: blocks of stored rows are unpacked into a buffer
+/// `[COLUMNS, BLOCK]` that all rows of activations read.
+struct Unpacked<'a>(&'a PackedPart<'a>);
+
+impl Kernel for Unpacked<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let PackedPart { part, matrix } = self.0;
+        let mut scratch = Scratch::new(matrix, 1);
+        let mut buffer = vec![0.0; COLUMNS * BLOCK];
+        for rows in steps(&part.rows, ROW_BLOCK) {
+            let is_cached = rows.len() * part.width <= CACHED_ACTIVATIONS;
+            let pass = if is_cached { part.width } else { BLOCK };
+            for pass in steps(&(0..part.width), pass) {
+                for columns in steps(&part.columns, COLUMNS) {
+                    for block in steps(&pass, BLOCK) {
+                        let mut stored = [std::ptr::null(); COLUMNS];
+                        let buffers = buffer.chunks_exact_mut(BLOCK).zip(columns.clone());
+                        for (stored, (to, row)) in stored.iter_mut().zip(buffers) {
+                            let to = &mut to[..block.len()];
+                            *stored = to.as_ptr();
+                            let (block, scratch) = (&block, &mut scratch);
+                            Unpack { matrix, row, block, scratch, to }.unpack(s);
+                        }
+                        // SAFETY: the buffers have the block's length.
+                        unsafe { part.row_tiles::<S, f32>(s, &rows, &block, (stored, &columns)) };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Adds the products with `R` rows of activations, each in the lane order of [`simd`].
+struct Dot<S: Simd, const R: usize, const O: usize> {
+    x: [*const f32; R],
+    sums: [[S::V; O]; R],
+}
+
+impl<S: Simd, const R: usize, const O: usize> Dot<S, R, O> {
+    #[inline(always)]
+    fn add(&mut self, s: S, x: [S::V; R], weights: [S::V; O]) {
+        for r in 0..R {
+            for o in 0..O {
+                self.sums[r][o] = s.mul_add(x[r], weights[o], self.sums[r][o]);
+            }
+        }
+    }
+}
+
+impl<S: Simd, const R: usize, const O: usize> Sink<S, O> for Dot<S, R, O> {
+    #[inline(always)]
+    unsafe fn take(&mut self, s: S, column: usize, weights: [S::V; O]) {
+        let mut x = [s.splat(0.0); R];
+        for r in 0..R {
+            // SAFETY: the block has these columns.
+            x[r] = unsafe { s.load(self.x[r].add(column)) };
+        }
+        self.add(s, x, weights);
+    }
+
+    #[inline(always)]
+    unsafe fn take_last(&mut self, s: S, column: usize, len: usize, mut weights: [S::V; O]) {
+        let mut x = [s.splat(0.0); R];
+        for r in 0..R {
+            // SAFETY: the block has `len` columns left.
+            x[r] = unsafe { s.load_partial(self.x[r].add(column), len) };
+        }
+        for weights in &mut weights {
+            // The lanes after the last column count as zeros, as those of a stored `f32` do.
+            let lanes = super::lanes(s, *weights);
+            // SAFETY: `len` is less than the lanes.
+            *weights = unsafe { s.load_partial(lanes.as_ptr(), len) };
+        }
+        self.add(s, x, weights);
+    }
+}
