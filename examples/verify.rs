@@ -23,6 +23,9 @@ struct Options {
     /// Weight format: none (the file's own), int8, int4, nf4, …
     #[arg(long, default_value = "none", value_name = "SCHEME")]
     quant: engine::SchemePlan,
+    /// Format of keys and values: f32 or int8
+    #[arg(long, default_value_t = engine::KvFormat::F32)]
+    kv_cache: engine::KvFormat,
     /// Requests of each property
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(4..))]
     requests: u16,
@@ -55,6 +58,7 @@ fn verify(options: &Options) -> Result<bool, Failure> {
     bar.set_message("undisturbed requests");
     let verifier = Verifier::new(&options.model, options.device)
         .quantization(options.quant.clone())
+        .kv_cache_format(options.kv_cache)
         .requests(options.requests.into())
         .lengths(options.prompt_tokens.into(), options.new_tokens.into())
         .tolerance(options.tolerance)

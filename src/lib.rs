@@ -59,7 +59,8 @@ pub use text::{
 
 pub use engine_core::sampling::{SamplingError, SamplingParams, TokenLogprobs};
 pub use engine_core::{
-    GenerationConfig, LoadEntry, LoadError, LoadProgress, LoadReport, ModelConfig, Treatment,
+    GenerationConfig, KvFormat, LoadEntry, LoadError, LoadProgress, LoadReport, ModelConfig,
+    Treatment, UnknownKvFormat,
 };
 pub use engine_quant::{Scheme, SchemeError, SchemePlan};
 pub use engine_sched::{Preemption, Statistics};

@@ -1,12 +1,14 @@
 use std::fmt;
 
-use engine_core::ModelConfig;
+use engine_core::{KvFormat, ModelConfig};
 
 /// The arithmetic of what a model needs and what there is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryPlan {
     /// Bytes of the weights.
     pub weight_bytes: usize,
+    /// How keys and values are stored.
+    pub kv_format: KvFormat,
     /// Bytes of the KV storage.
     pub kv_cache_bytes: usize,
     /// Bytes of keys and values of one position over all layers.
@@ -28,6 +30,8 @@ const LEAST_TOKENS: usize = 256;
 
 /// What the builder's settings say about the KV storage.
 pub(crate) struct KvWish {
+    /// How keys and values are stored.
+    pub format: KvFormat,
     /// Its size, if it was given.
     pub bytes: Option<usize>,
     /// Positions of the longest sequence.
@@ -47,7 +51,7 @@ impl MemoryPlan {
         free_bytes: Option<usize>,
         wish: &KvWish,
     ) -> Self {
-        let per_token = config.kv_bytes_per_token().max(1);
+        let per_token = config.kv_bytes_per_token(wish.format).max(1);
         let share = match free_bytes {
             Some(free) => (free.saturating_sub(weight_bytes) as f64 * KV_SHARE) as usize,
             None => KV_DEFAULT_BYTES,
@@ -65,6 +69,7 @@ impl MemoryPlan {
         let kv_tokens = blocks.saturating_mul(block_size);
         Self {
             weight_bytes,
+            kv_format: wish.format,
             kv_cache_bytes: kv_tokens.saturating_mul(per_token),
             kv_bytes_per_token: per_token,
             kv_tokens,
@@ -87,9 +92,10 @@ impl fmt::Display for MemoryPlan {
         let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
         write!(
             f,
-            "weights {:.1} MiB + KV cache {:.1} MiB ({} tokens of {} bytes) = {:.1} MiB",
+            "weights {:.1} MiB + KV cache {:.1} MiB ({}, {} tokens of {} bytes) = {:.1} MiB",
             mib(self.weight_bytes),
             mib(self.kv_cache_bytes),
+            self.kv_format,
             self.kv_tokens,
             self.kv_bytes_per_token,
             mib(self.total_bytes()),

@@ -90,11 +90,10 @@ pub(crate) struct ModelRunner<B: ModelBackend> {
 impl<B: ModelBackend> ModelRunner<B> {
     pub fn new(
         model: Model<B>,
-        num_blocks: usize,
+        kv: KvCache<B>,
         block_size: usize,
         threads: Option<rayon::ThreadPool>,
     ) -> Self {
-        let kv = model.allocate_kv(num_blocks * block_size);
         Self { model, kv, block_size, swapped: HashMap::new(), threads }
     }
 

@@ -29,7 +29,7 @@ pub use run::{Setup, observe};
 pub use workload::{Workload, WorkloadLimits};
 
 use crate::{
-    Device, Engine, EngineBuilder, EngineError, GenerateError, SchemePlan, SubmitError,
+    Device, Engine, EngineBuilder, EngineError, GenerateError, KvFormat, SchemePlan, SubmitError,
 };
 
 /// Largest difference of a log-probability that rounding on a GPU explains.
@@ -81,6 +81,7 @@ pub struct Verifier {
     requests: usize,
     seed: u64,
     tolerance: f32,
+    kv_format: KvFormat,
     max_prompt_tokens: usize,
     max_new_tokens: usize,
 }
@@ -95,6 +96,7 @@ impl Verifier {
             requests: 8,
             seed: 0,
             tolerance: GPU_TOLERANCE,
+            kv_format: KvFormat::default(),
             max_prompt_tokens: 40,
             max_new_tokens: 16,
         }
@@ -128,6 +130,12 @@ impl Verifier {
         self
     }
 
+    /// How keys and values are stored, in the undisturbed runs and in all others.
+    pub fn kv_cache_format(mut self, format: KvFormat) -> Self {
+        self.kv_format = format;
+        self
+    }
+
     /// Tokens of the longest prompt and of the longest completion.
     pub fn lengths(mut self, max_prompt_tokens: usize, max_new_tokens: usize) -> Self {
         self.max_prompt_tokens = max_prompt_tokens;
@@ -140,7 +148,8 @@ impl Verifier {
     /// # Errors
     /// If the model does not load or a request fails.
     pub fn open(self) -> Result<OpenVerifier, VerifyError> {
-        let mut plain = Setup::plain().load(self.engine(&self.model, self.device), 0, None)?;
+        let setup = Setup { kv_format: self.kv_format, ..Setup::plain() };
+        let mut plain = setup.load(self.engine(&self.model, self.device), 0, None)?;
         let info = plain.info().clone();
         let half = (info.max_context / 2).max(1);
         let mixed = WorkloadLimits {
@@ -222,6 +231,7 @@ impl OpenVerifier {
             self.check_recomputed(known, &mut report)?;
         } else {
             for setup in property.setups(&known.limits, self.threads, self.verifier.seed) {
+                let setup = Setup { kv_format: self.verifier.kv_format, ..setup };
                 self.check_setup(known, &setup, &mut report)?;
             }
         }
@@ -256,7 +266,7 @@ impl OpenVerifier {
         known: &Known,
         report: &mut PropertyReport,
     ) -> Result<(), VerifyError> {
-        let setup = Setup::plain();
+        let setup = Setup { kv_format: self.verifier.kv_format, ..Setup::plain() };
         let path = self.path.display().to_string();
         let engine = self.verifier.engine(&path, self.device);
         let mut core = setup.load(engine, self.kv_bytes_per_token, None)?;
@@ -294,6 +304,7 @@ impl Setup {
             .max_sequences(self.max_sequences)
             .prefix_caching(self.prefix_caching)
             .preemption(self.preemption)
+            .kv_cache_format(self.kv_format)
             .swap_bytes(self.swap_tokens * kv_bytes_per_token);
         if let Some(threads) = self.threads {
             builder = builder.threads(threads);

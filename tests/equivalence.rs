@@ -10,7 +10,8 @@ use std::collections::HashMap;
 use common::{LOGIT_TOLERANCE, builder, devices, model};
 use engine::verify::{Comparison, Observation, Setup, Verifier, Workload, WorkloadLimits, observe};
 use engine::{
-    Device, Engine, EngineBuilder, Preemption, PromptReport, Request, SamplingParams, SchemePlan,
+    Device, Engine, EngineBuilder, KvFormat, Preemption, PromptReport, Request, SamplingParams,
+    SchemePlan,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -42,14 +43,21 @@ fn tolerance(device: Device) -> Option<f32> {
     (device != Device::Cpu).then_some(LOGIT_TOLERANCE)
 }
 
-fn check_all(name: &str, device: Device, requests: usize, seed: u64) {
-    check_quantized(name, "none", device, (requests, seed));
+fn check_all(name: &str, device: Device, format: KvFormat, requests: usize, seed: u64) {
+    check_quantized(name, "none", device, format, (requests, seed));
 }
 
-fn check_quantized(name: &str, plan: &str, device: Device, (requests, seed): (usize, u64)) {
+fn check_quantized(
+    name: &str,
+    plan: &str,
+    device: Device,
+    format: KvFormat,
+    (requests, seed): (usize, u64),
+) {
     let plan: SchemePlan = plan.parse().unwrap();
     let verifier = Verifier::new(path(name), device)
         .quantization(plan.clone())
+        .kv_cache_format(format)
         .requests(requests)
         .lengths(36, 14)
         .seed(seed)
@@ -68,7 +76,14 @@ fn check_quantized(name: &str, plan: &str, device: Device, (requests, seed): (us
 #[test]
 fn every_property_holds_for_every_kind_of_model_on_the_cpu() {
     for (seed, name) in (7..).zip(MODELS) {
-        check_all(name, Device::Cpu, 8, seed);
+        check_all(name, Device::Cpu, KvFormat::F32, 8, seed);
+    }
+}
+
+#[test]
+fn every_property_holds_with_keys_and_values_in_int8_on_the_cpu() {
+    for (seed, name) in (7..).zip(["stories260K", "gemma2", "qwen3-qknorm"]) {
+        check_all(name, Device::Cpu, KvFormat::Int8, 8, seed);
     }
 }
 
@@ -81,15 +96,16 @@ fn every_property_holds_for_weights_in_few_bits_on_the_cpu() {
         ("phi3-fused", mixed),
         ("qwen2-bias-tied", "nf4+first=int8:tensor"),
     ] {
-        check_quantized(name, plan, Device::Cpu, (6, 3));
+        check_quantized(name, plan, Device::Cpu, KvFormat::Int8, (6, 3));
     }
 }
 
 #[test]
 fn every_property_holds_on_gpus() {
     for device in devices().into_iter().filter(|device| *device != Device::Cpu) {
-        check_all("stories260K", device, 6, 1);
-        check_all("gemma2", device, 4, 2);
+        check_all("stories260K", device, KvFormat::F32, 6, 1);
+        check_all("gemma2", device, KvFormat::F32, 4, 2);
+        check_all("stories260K", device, KvFormat::Int8, 4, 3);
     }
 }
 
@@ -102,7 +118,10 @@ fn setups(longest: usize) -> impl Strategy<Value = Setup> {
     ];
     let sizes = (1..24_usize, 1..3 * longest, 3..24_usize, longest..4 * longest, 0..4 * longest);
     let ways = (any::<bool>(), preemption, 1..4_usize, any::<bool>(), any::<Option<u64>>());
-    (sizes, ways, 1..3_usize, 0..6_usize).prop_map(|(sizes, ways, rounds, cancelled_neighbours)| {
+    let format = prop_oneof![Just(KvFormat::F32), Just(KvFormat::Int8)];
+    let others = (1..3_usize, 0..6_usize, format);
+    (sizes, ways, others).prop_map(|(sizes, ways, others)| {
+        let (rounds, cancelled_neighbours, kv_format) = others;
         let (block_size, max_batched_tokens, max_sequences, kv_tokens, swap_tokens) = sizes;
         let (prefix_caching, preemption, threads, one_by_one, order_seed) = ways;
         Setup {
@@ -110,6 +129,7 @@ fn setups(longest: usize) -> impl Strategy<Value = Setup> {
             max_batched_tokens,
             max_sequences,
             prefix_caching,
+            kv_format,
             kv_tokens: Some(kv_tokens),
             swap_tokens,
             preemption,
@@ -132,7 +152,7 @@ struct Known {
 /// Random workloads, each in a few random setups, with everything happening at once.
 fn random_combinations(device: Device, models: &'static [&'static str], cases: u32) {
     let limits = |vocab| WorkloadLimits { vocab, max_prompt_tokens: 30, max_new_tokens: 12 };
-    let known: RefCell<HashMap<(&str, u64), Known>> = RefCell::default();
+    let known: RefCell<HashMap<(&str, u64, KvFormat), Known>> = RefCell::default();
     let strategy = (0..models.len(), 0..3_u64, setups(42));
     let config = Config { cases, failure_persistence: None, ..Config::default() };
     TestRunner::new_with_rng(
@@ -145,8 +165,9 @@ fn random_combinations(device: Device, models: &'static [&'static str], cases: u
         let name = models[index];
         let mut known = known.borrow_mut();
         let Known { workload, expected, kv_bytes } =
-            known.entry((name, seed)).or_insert_with(|| {
-                let mut core = Setup::plain().load(engine(name, device), 0, None).unwrap();
+            known.entry((name, seed, setup.kv_format)).or_insert_with(|| {
+                let plain = Setup { kv_format: setup.kv_format, ..Setup::plain() };
+                let mut core = plain.load(engine(name, device), 0, None).unwrap();
                 let limits = limits(core.info().config.vocab_size);
                 let workload = Workload::random(seed, 10, limits);
                 let expected = workload.alone(&mut core).unwrap();

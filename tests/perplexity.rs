@@ -5,6 +5,7 @@
 mod common;
 
 use common::{Fixture, builder, data, devices};
+use engine::{Device, KvFormat};
 use engine_bench::perplexity::{Method, perplexity};
 
 /// The fixture's `chunked256` and `strided256_128` as a [`Method`].
@@ -44,6 +45,32 @@ fn check(model: &str, wanted: impl Fn(&str, &str) -> bool) -> usize {
 #[test]
 fn of_the_trained_model() {
     assert!(check("stories260K", |_, _| true) >= 5);
+}
+
+/// What keys and values in 8 bits cost: almost nothing.
+#[test]
+fn of_the_trained_model_with_keys_and_values_in_int8() {
+    for (text, name) in [("tinystories", "per-document"), ("alice", "chunked:256")] {
+        let file = Fixture::open("stories260K").json["perplexity"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|case| case["text"].as_str().unwrap().to_owned())
+            .find(|file| file.contains(text))
+            .unwrap();
+        let text = std::fs::read_to_string(data().join("text").join(file)).unwrap();
+        let [floats, codes] = [KvFormat::F32, KvFormat::Int8].map(|format| {
+            let builder = builder("stories260K", Device::Cpu).kv_cache_format(format);
+            let engine = builder.load().unwrap();
+            let memory = &engine.info().memory;
+            println!("{format}: {} bytes a token", memory.kv_bytes_per_token);
+            assert_eq!(memory.kv_format, format);
+            perplexity(&engine, &text, name.parse().unwrap(), |_, _| ()).unwrap().perplexity
+        });
+        println!("{name}: {floats} with f32, {codes} with int8");
+        assert!((codes / floats - 1.0).abs() < 2e-3, "{name}: {codes} for {floats}");
+        assert!(codes != floats, "{name}: the format was not used");
+    }
 }
 
 #[test]

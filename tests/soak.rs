@@ -48,7 +48,7 @@ fn resident_bytes() -> Option<u64> {
 /// A core whose pool is far too small for what it is asked.
 fn small_core() -> EngineCore {
     let config = ModelConfig::load(model("stories260K")).unwrap();
-    let bytes_per_token = config.kv_bytes_per_token();
+    let bytes_per_token = config.kv_bytes_per_token(engine::KvFormat::F32);
     let core = builder("stories260K", Device::Cpu)
         .threads(2)
         .block_size(BLOCK_SIZE)

@@ -10,7 +10,7 @@ pub mod sampling;
 use std::{fmt::Display, process::ExitCode};
 
 use clap::{Args, Parser};
-use engine::{Device, Engine, EngineBuilder, Progress, SchemePlan};
+use engine::{Device, Engine, EngineBuilder, KvFormat, Progress, SchemePlan};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// The real, small model that is part of the repository.
@@ -42,13 +42,18 @@ pub struct ModelOptions {
     /// Memory of keys and values; by default a share of what is free
     #[arg(long, value_name = "MIB")]
     pub kv_cache_mib: Option<usize>,
+    /// Format of keys and values: f32, or int8 in a quarter of the memory
+    #[arg(long, default_value_t = KvFormat::F32)]
+    pub kv_cache: KvFormat,
 }
 
 impl ModelOptions {
     /// A builder with these options and a progress bar on stderr.
     pub fn builder(&self) -> EngineBuilder {
-        let mut builder =
-            Engine::builder(&self.model).device(self.device).quantization(self.quant.clone());
+        let mut builder = Engine::builder(&self.model)
+            .device(self.device)
+            .quantization(self.quant.clone())
+            .kv_cache_format(self.kv_cache);
         if let Some(threads) = self.threads {
             builder = builder.threads(threads);
         }

@@ -4,7 +4,7 @@ use engine_sched::Preemption;
 
 use super::workload::Random;
 use super::{Observation, VerifyError, Workload, WorkloadLimits};
-use crate::{EngineCore, Event, FinishReason, Request, RequestId, TokenLogprobs};
+use crate::{EngineCore, Event, FinishReason, KvFormat, Request, RequestId, TokenLogprobs};
 
 /// How an engine is set up and how requests are given to it.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,6 +17,8 @@ pub struct Setup {
     pub max_sequences: usize,
     /// Whether equal prefixes are shared.
     pub prefix_caching: bool,
+    /// How keys and values are stored.
+    pub kv_format: KvFormat,
     /// Positions of the cache; `None` has room for all.
     pub kv_tokens: Option<usize>,
     /// Positions of the swap memory.
@@ -43,6 +45,7 @@ impl Setup {
             max_batched_tokens: 1 << 14,
             max_sequences: 256,
             prefix_caching: false,
+            kv_format: KvFormat::default(),
             kv_tokens: None,
             swap_tokens: 0,
             preemption: Preemption::Cheapest,
@@ -62,6 +65,7 @@ impl Setup {
             max_batched_tokens: random.between(1, 2 * longest),
             max_sequences: random.between(3, 20),
             prefix_caching: random.chance(0.7),
+            kv_format: KvFormat::default(),
             kv_tokens: Some(random.between(longest, 3 * longest)),
             swap_tokens: random.between(0, 4 * longest),
             preemption: [Preemption::Swap, Preemption::Recompute][random.between(0, 1)],

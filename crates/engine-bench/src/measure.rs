@@ -2,7 +2,9 @@
 
 use std::{collections::HashMap, time::Instant};
 
-use engine::{EngineBuilder, EngineCore, EngineInfo, Event, ModelConfig, Request, RequestId};
+use engine::{
+    EngineBuilder, EngineCore, EngineInfo, Event, KvFormat, ModelConfig, Request, RequestId,
+};
 
 use crate::{
     BenchError, Machine, Row, Spread,
@@ -61,7 +63,7 @@ pub(crate) fn load(
     reset_peak_memory();
     let core = engine
         .block_size(BLOCK)
-        .kv_cache_bytes(kv_tokens * config.kv_bytes_per_token())
+        .kv_cache_bytes(kv_tokens * config.kv_bytes_per_token(KvFormat::F32))
         // A prompt that the model has no room for is refused when it is submitted.
         .max_context(sequence_len.min(context))
         .max_sequences(task.batch)

@@ -5,6 +5,7 @@
 
 mod backends;
 mod batch;
+mod calibrate;
 mod checkpoint;
 mod config;
 mod error;
@@ -17,13 +18,17 @@ pub mod sampling;
 mod source;
 
 pub use batch::{BatchInput, ForwardBatch, LogitRows, MetaLayout, SequenceChunk};
+pub use calibrate::{
+    CalibrateError, CalibratedModel, CalibratedTensor, Calibration, CalibrationEvent, MatrixReport,
+    SinkError, UnscaledReason, calibrate,
+};
 pub use checkpoint::{Checkpoint, StoredType, TensorRef};
 pub use config::{
     Architecture, GenerationConfig, LayerConfig, ModelConfig, NativeConfig, QuantizationConfig,
 };
 pub use error::LoadError;
 pub use gguf::{GgufFile, GgufMetadata, GgufTensor, GgufValue};
-pub use kv::{KvCache, LayerKv};
+pub use kv::{CodedRows, KvCache, KvFormat, KvShape, LayerKv, UnknownKvFormat};
 pub use model::{
     LoadEntry, LoadProgress, LoadReport, Model, Treatment, load, planned_weight_bytes,
 };

@@ -1,6 +1,6 @@
 //! Every CubeCL operation against its composed reference, which runs on the CPU backend.
 #![recursion_limit = "256"]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod wgpu_device;
 
@@ -155,10 +155,18 @@ impl World {
 
     fn kv<B: Backend>(&self, row_len: usize, device: &B::Device) -> LayerKv<B> {
         let shape = [self.slots, row_len];
-        LayerKv {
+        LayerKv::F32 {
             keys: tensor(&numbers(8, self.slots * row_len), shape, device),
             values: tensor(&numbers(9, self.slots * row_len), shape, device),
         }
+    }
+}
+
+/// Keys and values of a cache of floats.
+fn float_rows<B: Backend>(kv: LayerKv<B>) -> [Tensor<B, 2>; 2] {
+    match kv {
+        LayerKv::F32 { keys, values } => [keys, values],
+        LayerKv::Int8 { .. } => panic!("a cache of floats was asked for"),
     }
 }
 
@@ -192,7 +200,8 @@ fn rope_outputs<B: engine_core::CoreOps>(
     let mut kv = world.kv(kv_heads * head_dim, device);
     let qkv = tensor(&numbers(14, tokens * columns), [tokens, columns], device);
     let q = op(qkv, &args, &batch, &mut kv);
-    [floats(q), floats(kv.keys), floats(kv.values)]
+    let [keys, values] = float_rows(kv);
+    [floats(q), floats(keys), floats(values)]
 }
 
 #[test]
@@ -332,7 +341,7 @@ fn attention_reads_nothing_outside_the_window() {
         }
         tensor::<Gpu, 2>(&rows, [world.slots, row_len], &gpu)
     };
-    let kv = LayerKv { keys: poisoned(8), values: poisoned(9) };
+    let kv = LayerKv::F32 { keys: poisoned(8), values: poisoned(9) };
     let columns = args.heads * args.head_dim;
     let q = tensor(&numbers(21, world.tokens() * columns), [world.tokens(), columns], &gpu);
     let batch = ForwardBatch::upload(world.input.clone(), &gpu);
@@ -355,11 +364,11 @@ fn a_padded_cache_is_used_in_place() {
         Tensor::<Gpu, 2>::from_primitive(TensorPrimitive::Float(primitive))
     };
     let view = || narrow(&padded, row_len);
-    let values = world.kv(row_len, &gpu).values;
+    let [_, values] = float_rows(world.kv(row_len, &gpu));
     // A copy with rows of its own, written first: `view` shares its memory with `padded`.
     let keys = tensor(&floats(view()), [world.slots, row_len], &gpu);
-    let mut tight = LayerKv { keys, values: values.clone() };
-    let mut loose = LayerKv { keys: view(), values: values.mul_scalar(1.0) };
+    let mut tight = LayerKv::F32 { keys, values: values.clone() };
+    let mut loose = LayerKv::F32 { keys: view(), values: values.mul_scalar(1.0) };
     let angles = tensor::<Gpu, 2>(&numbers(13, tokens * 9), [tokens, 9], &gpu);
     let loose_angles = narrow(&angles, head_dim);
     let tight_angles = tensor(&floats(loose_angles.clone()), [tokens, head_dim], &gpu);
@@ -370,8 +379,10 @@ fn a_padded_cache_is_used_in_place() {
     let q = rope_kv_write(qkv.clone(), &args(&tight_angles), &batch, &mut tight);
     let loose_q = rope_kv_write(qkv, &args(&loose_angles), &batch, &mut loose);
     assert!(floats(loose_q) == floats(q.clone()), "the queries differ");
-    assert!(floats(view()) == floats(tight.keys.clone()), "the keys went elsewhere");
-    assert!(floats(loose.values.clone()) == floats(tight.values.clone()), "the values differ");
+    let [tight_keys, tight_values] = float_rows(tight.clone());
+    let [_, loose_values] = float_rows(loose.clone());
+    assert!(floats(view()) == floats(tight_keys), "the keys went elsewhere");
+    assert!(floats(loose_values) == floats(tight_values), "the values differ");
     let kept = floats(padded.clone().slice([0..world.slots, row_len..pitch]));
     let before = tensor::<Gpu, 2>(&numbers(8, world.slots * pitch), [world.slots, pitch], &gpu);
     let before = floats(before.slice([0..world.slots, row_len..pitch]));

@@ -1,12 +1,12 @@
 //! Paged attention on the CPU backend: against its composed reference, and the bits that must not
 //! change with batches, chunks, blocks or threads.
 #![cfg(feature = "flex")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use burn_flex::{Flex, FlexDevice};
 use burn_tensor::{DType, Tensor, TensorData};
 use engine_core::ops::attention::{AttentionArgs, paged_attention, paged_attention_reference};
-use engine_core::{BatchInput, ForwardBatch, LayerKv, LogitRows, SequenceChunk};
+use engine_core::{BatchInput, ForwardBatch, KvFormat, LayerKv, LogitRows, SequenceChunk};
 use proptest::prelude::*;
 
 /// A number in −1 .. 1 for each index and seed.
@@ -75,8 +75,23 @@ fn world(sequences: &[Sequence], args: &AttentionArgs, block_size: usize, shuffl
     };
     World {
         q: upload(q, q_len),
-        kv: LayerKv { keys: upload(keys, row_len), values: upload(values, row_len) },
+        kv: LayerKv::F32 { keys: upload(keys, row_len), values: upload(values, row_len) },
         batch: ForwardBatch::upload(input, &FlexDevice),
+    }
+}
+
+/// A world whose keys and values are stored in a format.
+fn world_in(
+    format: KvFormat,
+    sequences: &[Sequence],
+    args: &AttentionArgs,
+    block_size: usize,
+    shuffle: usize,
+) -> World {
+    let world = world(sequences, args, block_size, shuffle);
+    match format {
+        KvFormat::F32 => world,
+        KvFormat::Int8 => World { kv: world.kv.quantize(args.kv_heads), ..world },
     }
 }
 
@@ -86,7 +101,17 @@ fn attend(
     block_size: usize,
     shuffle: usize,
 ) -> Vec<f32> {
-    let world = world(sequences, args, block_size, shuffle);
+    attend_in(KvFormat::F32, sequences, args, block_size, shuffle)
+}
+
+fn attend_in(
+    format: KvFormat,
+    sequences: &[Sequence],
+    args: &AttentionArgs,
+    block_size: usize,
+    shuffle: usize,
+) -> Vec<f32> {
+    let world = world_in(format, sequences, args, block_size, shuffle);
     let out = paged_attention(world.q, &world.kv, &world.batch, args);
     out.into_data().to_vec().unwrap()
 }
@@ -105,7 +130,11 @@ fn sequence(seed: usize, start: usize, len: usize) -> Sequence {
 }
 
 fn check(sequences: &[Sequence], args: &AttentionArgs, block_size: usize) {
-    let world = world(sequences, args, block_size, 1);
+    check_in(KvFormat::F32, sequences, args, block_size);
+}
+
+fn check_in(format: KvFormat, sequences: &[Sequence], args: &AttentionArgs, block_size: usize) {
+    let world = world_in(format, sequences, args, block_size, 1);
     let expected: Vec<f32> =
         paged_attention_reference(world.q.clone(), &world.kv, &world.batch, args)
             .into_data()
@@ -116,7 +145,7 @@ fn check(sequences: &[Sequence], args: &AttentionArgs, block_size: usize) {
     for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
         assert!(
             (found - expected).abs() <= 1e-5,
-            "{args:?} {sequences:?} blocks of {block_size}, at {i}: {found}, {expected}"
+            "{format} {args:?} {sequences:?} blocks of {block_size}, at {i}: {found}, {expected}"
         );
     }
 }
@@ -125,6 +154,25 @@ fn check(sequences: &[Sequence], args: &AttentionArgs, block_size: usize) {
 fn every_width_of_a_head_equals_the_composed_one() {
     for head_dim in (1..=80).chain([128, 256]) {
         check(&[sequence(1, 14, 3), sequence(2, 0, 5)], &args(3, 1, head_dim), 3);
+    }
+}
+
+#[test]
+fn codes_of_every_shape_equal_the_composed_ones() {
+    let (single, mixed, long) = (
+        [sequence(1, 40, 1), sequence(2, 0, 1)],
+        [sequence(1, 0, 7), sequence(2, 250, 33), sequence(3, 299, 1)],
+        [sequence(1, 1100, 1), sequence(2, 511, 7)],
+    );
+    for head_dim in [1, 16, 20, 36, 64, 65, 128] {
+        for (heads, kv_heads) in [(1, 1), (3, 1), (4, 2), (8, 4)] {
+            for (window, softcap) in [(None, None), (Some(8), Some(0.7)), (Some(300), None)] {
+                let args = AttentionArgs { window, softcap, ..args(heads, kv_heads, head_dim) };
+                check_in(KvFormat::Int8, &single, &args, 3);
+                check_in(KvFormat::Int8, &mixed, &args, 16);
+            }
+        }
+        check_in(KvFormat::Int8, &long, &args(4, 2, head_dim), 16);
     }
 }
 
@@ -162,7 +210,8 @@ fn a_window_hides_what_lies_before_it_even_if_it_is_nan() {
     for position in 0..600 - 7 {
         let slot = world.batch.input.slot(0, position);
         let nan = Tensor::full([1, 16], f32::NAN, &FlexDevice);
-        for cache in [&mut world.kv.keys, &mut world.kv.values] {
+        let LayerKv::F32 { keys, values } = &mut world.kv else { panic!("another format") };
+        for cache in [keys, values] {
             cache.inplace(|cache| cache.slice_assign(slot..slot + 1, nan.clone()));
         }
     }
@@ -178,7 +227,8 @@ fn a_nan_spoils_the_positions_from_its_own_on_and_no_earlier_ones() {
     let mut world = world(&sequences, &args, 4, 5);
     let slot = world.batch.input.slot(0, 20);
     let nan = Tensor::full([1, 16], f32::NAN, &FlexDevice);
-    world.kv.values.inplace(|cache| cache.slice_assign(slot..slot + 1, nan));
+    let LayerKv::F32 { values, .. } = &mut world.kv else { panic!("another format") };
+    values.inplace(|cache| cache.slice_assign(slot..slot + 1, nan));
     let found = paged_attention(world.q, &world.kv, &world.batch, &args);
     let found: Vec<f32> = found.into_data().to_vec().unwrap();
     assert_eq!(bits(&found[..20 * 32]), bits(&expected[..20 * 32]));
@@ -204,10 +254,13 @@ fn a_long_context_is_the_same_bits_on_any_number_of_threads() {
         for sequences in [vec![sequence(1, 2099, 1)], vec![sequence(2, 700, 90), sequence(1, 5, 1)]]
         {
             let args = args(heads, kv_heads, 64);
-            let one = in_pool(1, || attend(&sequences, &args, 16, 1));
-            for threads in [2, 3, 8] {
-                let many = in_pool(threads, || attend(&sequences, &args, 16, 1));
-                assert_eq!(bits(&one), bits(&many), "{threads} threads");
+            for format in [KvFormat::F32, KvFormat::Int8] {
+                let run = || attend_in(format, &sequences, &args, 16, 1);
+                let one = in_pool(1, run);
+                for threads in [2, 3, 8] {
+                    let many = in_pool(threads, run);
+                    assert_eq!(bits(&one), bits(&many), "{format}, {threads} threads");
+                }
             }
         }
     }
@@ -223,18 +276,19 @@ proptest! {
         (kv_heads, group, head_dim) in (1_usize..3, 1_usize..9, 1_usize..40),
         window in prop::option::of(1_usize..400), softcap in prop::option::of(0.5_f32..5.0),
         (block_size, other_block_size) in (1_usize..20, 1_usize..20),
-        threads in 1_usize..4,
+        threads in 1_usize..4, coded in any::<bool>(),
     ) {
+        let format = if coded { KvFormat::Int8 } else { KvFormat::F32 };
         let args = AttentionArgs { window, softcap, ..args(kv_heads * group, kv_heads, head_dim) };
         let sequences: Vec<Sequence> = chunks
             .iter()
             .enumerate()
             .map(|(seed, &(start, len))| sequence(seed + 1, start, len))
             .collect();
-        let together = in_pool(threads, || attend(&sequences, &args, block_size, 1));
+        let together = in_pool(threads, || attend_in(format, &sequences, &args, block_size, 1));
         let alone: Vec<f32> = sequences
             .iter()
-            .flat_map(|&sequence| attend(&[sequence], &args, other_block_size, 2))
+            .flat_map(|&sequence| attend_in(format, &[sequence], &args, other_block_size, 2))
             .collect();
         prop_assert_eq!(bits(&together), bits(&alone));
     }
@@ -245,9 +299,11 @@ proptest! {
         len in 2_usize..600, cuts in prop::collection::vec(1_usize..600, 0..4),
         (kv_heads, group, head_dim) in (1_usize..3, 1_usize..5, 1_usize..24),
         window in prop::option::of(1_usize..300), block_size in 1_usize..20,
+        coded in any::<bool>(),
     ) {
+        let format = if coded { KvFormat::Int8 } else { KvFormat::F32 };
         let args = AttentionArgs { window, ..args(kv_heads * group, kv_heads, head_dim) };
-        let whole = attend(&[sequence(1, 0, len)], &args, block_size, 1);
+        let whole = attend_in(format, &[sequence(1, 0, len)], &args, block_size, 1);
         let mut ends: Vec<usize> = cuts.into_iter().filter(|&cut| cut < len).collect();
         ends.extend([len - 1, len]);
         ends.sort_unstable();
@@ -256,7 +312,8 @@ proptest! {
         let mut parts = Vec::new();
         for end in ends {
             if end > start {
-                parts.extend(attend(&[sequence(1, start, end - start)], &args, block_size, 3));
+                let part = [sequence(1, start, end - start)];
+                parts.extend(attend_in(format, &part, &args, block_size, 3));
             }
             start = end;
         }

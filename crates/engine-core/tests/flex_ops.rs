@@ -1,6 +1,6 @@
 //! The CPU backend's row operations against their composed references.
 #![cfg(feature = "flex")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use burn_flex::{Flex, FlexDevice};
 use burn_tensor::{DType, Int, Tensor, TensorData};
@@ -45,6 +45,19 @@ fn tokens_of(tensor: Tensor<Flex, 1, Int>) -> Vec<i32> {
 
 fn address(tensor: &Tensor<Flex, 2>) -> *const u8 {
     tensor.clone().into_primitive().tensor().bytes().as_ptr()
+}
+
+fn addresses(kv: &LayerKv<Flex>) -> Vec<*const u8> {
+    match kv {
+        LayerKv::F32 { keys, values } => [keys, values].map(address).into(),
+        LayerKv::Int8 { keys, values } => [keys, values]
+            .into_iter()
+            .flat_map(|rows| {
+                let codes = rows.codes.clone().into_primitive();
+                [codes.bytes().as_ptr(), address(&rows.scales)]
+            })
+            .collect(),
+    }
 }
 
 #[track_caller]
@@ -141,6 +154,14 @@ fn batch(block_size: usize, chunks: &[(usize, usize)]) -> (ForwardBatch<Flex>, u
     (ForwardBatch::upload(input, &FlexDevice), num_blocks * block_size)
 }
 
+/// Keys and values of a cache of floats.
+fn floats(kv: LayerKv<Flex>) -> [Tensor<Flex, 2>; 2] {
+    match kv {
+        LayerKv::F32 { keys, values } => [keys, values],
+        LayerKv::Int8 { .. } => panic!("a cache of floats was asked for"),
+    }
+}
+
 fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
@@ -171,7 +192,7 @@ fn rotation_and_cache_write_equal_the_composed_ones() {
                     };
                     let cache = || {
                         let cache = |seed| matrix(slots, kv_heads * head_dim, seed);
-                        LayerKv { keys: cache(8), values: cache(9) }
+                        LayerKv::F32 { keys: cache(8), values: cache(9) }
                     };
                     let (mut found_kv, mut expected_kv) = (cache(), cache());
                     let expected =
@@ -179,13 +200,11 @@ fn rotation_and_cache_write_equal_the_composed_ones() {
                     let found = rope_kv_write(qkv, &args, &batch, &mut found_kv);
                     let what = format!("{heads}/{kv_heads} heads of {head_dim}, norm {with_norm}");
                     assert_close(values(found), values(expected), 3e-6, &what);
-                    assert_close(
-                        values(found_kv.keys),
-                        values(expected_kv.keys),
-                        3e-6,
-                        &format!("keys, {what}"),
-                    );
-                    assert_eq!(values(found_kv.values), values(expected_kv.values), "{what}");
+                    let [found, expected] = [found_kv, expected_kv].map(floats);
+                    let keys = [&found[0], &expected[0]].map(|keys| values(keys.clone()));
+                    assert_close(keys[0].clone(), keys[1].clone(), 3e-6, &format!("keys, {what}"));
+                    let [found, expected] = [found, expected].map(|[_, rows]| values(rows));
+                    assert_eq!(found, expected, "{what}");
                 }
             }
         }
@@ -204,11 +223,14 @@ fn the_cache_is_written_where_it_lies() {
         cos_sin: &cos_sin,
         norm: None,
     };
-    let mut kv = LayerKv { keys: matrix(slots, 8, 2), values: matrix(slots, 8, 3) };
-    let before = [address(&kv.keys), address(&kv.values)];
-    for step in 0..3 {
-        rope_kv_write(matrix(7, 32, step), &args, &batch, &mut kv);
-        assert_eq!([address(&kv.keys), address(&kv.values)], before);
+    let floats = LayerKv::F32 { keys: matrix(slots, 8, 2), values: matrix(slots, 8, 3) };
+    let codes = floats.clone().quantize(1);
+    for mut kv in [floats, codes] {
+        let before = addresses(&kv);
+        for step in 0..3 {
+            rope_kv_write(matrix(7, 32, step), &args, &batch, &mut kv);
+            assert_eq!(addresses(&kv), before);
+        }
     }
 }
 
@@ -233,7 +255,7 @@ fn a_slot_outside_the_cache_is_named() {
         cos_sin: &cos_sin,
         norm: None,
     };
-    let mut kv = LayerKv { keys: matrix(12, 8, 2), values: matrix(12, 8, 3) };
+    let mut kv = LayerKv::F32 { keys: matrix(12, 8, 2), values: matrix(12, 8, 3) };
     rope_kv_write(matrix(1, 24, 1), &args, &batch, &mut kv);
 }
 

@@ -52,7 +52,8 @@ fn every_matrix_equals_its_reference_bit_for_bit() {
         let matrices = json["linears"].as_object().unwrap();
         assert_eq!(matrices.len(), 14, "{name}");
         for (matrix, expected) in matrices {
-            let shape: Vec<usize> = serde_json::from_value(expected["shape_out_in"].clone()).unwrap();
+            let shape: Vec<usize> =
+                serde_json::from_value(expected["shape_out_in"].clone()).unwrap();
             let weight = format!("{matrix}.weight");
             assert!(WeightSource::contains(&checkpoint, &weight));
             let stored = checkpoint.matrix(&weight, [shape[0], shape[1]]).unwrap();
@@ -213,8 +214,7 @@ fn damaged_awq_and_bitsandbytes_tensors_are_refused_by_name() {
     copy.refused(&["qzeros"]);
 
     let fresh = || Copy::of("bnb/rand128-bnb-nf4dq");
-    for missing in
-        ["weight.absmax", "weight.nested_absmax", "weight.quant_state.bitsandbytes__nf4"]
+    for missing in ["weight.absmax", "weight.nested_absmax", "weight.quant_state.bitsandbytes__nf4"]
     {
         let mut copy = fresh();
         copy.tensors.remove(&part(missing));

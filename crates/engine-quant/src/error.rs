@@ -83,4 +83,13 @@ pub enum QuantError {
         /// What the layout demands.
         problem: &'static str,
     },
+    /// A Hessian is not positive definite.
+    #[error(
+        "the Hessian of the activations cannot be factored even when damped by {damp}: use a longer \
+         calibration text"
+    )]
+    NotPositive {
+        /// The strongest damping that was tried.
+        damp: f64,
+    },
 }

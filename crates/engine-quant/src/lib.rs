@@ -10,6 +10,7 @@
 //! * [`Grid`] and [`round_to_nearest`]: how numbers become codes; [`Scheme`] and [`SchemePlan`]: what
 //!   users call it.
 //! * [`formats`]: layouts of such matrices in checkpoints.
+//! * [`Hessian`], [`gptq`](gptq()) and [`awq`]: codes chosen with the help of activations.
 //! * [`QuantOps`]: the products, one default body of plain Burn operations and one fast
 //!   implementation for each of the CPU (`backends/flex`) and the GPUs (`backends/cube`).
 //!
@@ -34,6 +35,7 @@ mod gguf;
 mod grid;
 mod ops;
 mod packed;
+mod quantizers;
 mod reference;
 mod round;
 mod scheme;
@@ -48,6 +50,7 @@ pub use gguf::{GgufMatrix, GgufType};
 pub use grid::{Grid, Group, GroupParams, Int4Range, NF4_LEVELS};
 pub use ops::QuantOps;
 pub use packed::{Bits, CHUNK, GroupValues, Levels, PackedMatrix, PackedSpec, Zeros};
+pub use quantizers::{GptqFactor, GptqOptions, Hessian, awq, gptq};
 pub use round::{Rows, SliceRows, round_to_nearest};
 pub use scheme::{Method, Scheme, SchemeError, SchemePlan};
 pub use stored::{Packed, PackedTensors, Stacked};

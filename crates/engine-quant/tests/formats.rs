@@ -44,8 +44,13 @@ fn matrices() -> impl Strategy<Value = PackedMatrix> {
             let bits = if eight { Bits::Eight } else { Bits::Four };
             let (out, in_) = (out * 8, in_ * 8);
             let group_size = group_size.min(in_);
-            let spec =
-                PackedSpec { shape: [out, in_], bits, levels: Levels::Steps, group_size, per_tensor: false };
+            let spec = PackedSpec {
+                shape: [out, in_],
+                bits,
+                levels: Levels::Steps,
+                group_size,
+                per_tensor: false,
+            };
             let mut state = seed;
             let mut random = move || {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -53,9 +58,8 @@ fn matrices() -> impl Strategy<Value = PackedMatrix> {
             };
             let mut codes = vec![0; out * spec.row_bytes()];
             for row in codes.chunks_exact_mut(spec.row_bytes()) {
-                let row_codes: Vec<u8> = (0..in_)
-                    .map(|_| random() as u8 & if eight { 255 } else { 15 })
-                    .collect();
+                let row_codes: Vec<u8> =
+                    (0..in_).map(|_| random() as u8 & if eight { 255 } else { 15 }).collect();
                 bits.pack_row(&row_codes, row);
             }
             let groups = spec.num_groups();

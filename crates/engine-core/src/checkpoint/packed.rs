@@ -123,9 +123,7 @@ impl<'a> Parts<'a> {
             zeros: self.optional("zeros", &[Dtype::U8], &per_group)?.map(|tensor| tensor.bytes),
             mins: optional("mins", &per_group)?.map(|tensor| values(&tensor)),
             levels: optional("levels", &[16])?.map(|tensor| values(&tensor).to_f32()),
-            column_order: self
-                .optional("column_order", &[Dtype::I32], &[in_])?
-                .map(order),
+            column_order: self.optional("column_order", &[Dtype::I32], &[in_])?.map(order),
         };
         let packed = native::unpack(self.shape, entry, tensors);
         self.finish(packed.map(Unpacked::Packed), &["codes", "scales", "zeros", "mins"])

@@ -19,9 +19,8 @@ impl Checkpoint {
     /// multimodal model, which keeps its text part deeper, or of the decoder alone.
     pub fn model_prefix(&self) -> &'static str {
         const OTHERS: [&str; 3] = ["language_model.model.", "model.language_model.", ""];
-        let has = |prefix: &&str| {
-            WeightSource::contains(self, &format!("{prefix}embed_tokens.weight"))
-        };
+        let has =
+            |prefix: &&str| WeightSource::contains(self, &format!("{prefix}embed_tokens.weight"));
         OTHERS.into_iter().find(has).unwrap_or("model.")
     }
 

@@ -16,7 +16,7 @@ pub use family::Architecture;
 pub use generation::GenerationConfig;
 pub use quantization::{NativeConfig, QuantizationConfig};
 
-use crate::{LoadError, RopeConfig, StoredType, ops::activation::Activation};
+use crate::{KvFormat, LoadError, RopeConfig, StoredType, ops::activation::Activation};
 use family::{Family, GEMMA3_MULTIMODAL};
 use json::{Fields, parse_object, read_file};
 use quantization::read_quantization;
@@ -167,8 +167,8 @@ impl ModelConfig {
     }
 
     /// Bytes that one position's keys and values take over all layers.
-    pub fn kv_bytes_per_token(&self) -> usize {
-        self.num_layers * 2 * self.kv_row_len() * size_of::<f32>()
+    pub fn kv_bytes_per_token(&self, format: KvFormat) -> usize {
+        self.num_layers * 2 * self.num_kv_heads * format.head_bytes(self.head_dim)
     }
 
     /// The longest context the model may be run at.

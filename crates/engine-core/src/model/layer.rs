@@ -2,7 +2,7 @@ use burn_tensor::Tensor;
 use engine_quant::WeightMatrix;
 
 use crate::{
-    ForwardBatch, LayerKv, ModelBackend,
+    ForwardBatch, LayerKv, ModelBackend, ModelConfig,
     ops::activation::{Activation, gated},
     ops::attention::{AttentionArgs, paged_attention},
     ops::norm::rms_norm,
@@ -59,12 +59,55 @@ pub(super) struct DecoderLayer<B: ModelBackend> {
 
 /// What a layer's operations need to know besides its weights.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct LayerShape {
+pub(crate) struct LayerShape {
     pub attention: AttentionArgs,
     /// Which of the model's rotary embeddings.
     pub rope: usize,
     pub activation: Activation,
     pub eps: f32,
+}
+
+impl LayerShape {
+    /// Of layer `i`.
+    pub fn of(config: &ModelConfig, i: usize) -> Self {
+        let layer = config.layers[i];
+        Self {
+            attention: AttentionArgs {
+                heads: config.num_heads,
+                kv_heads: config.num_kv_heads,
+                head_dim: config.head_dim,
+                scale: config.attention_scale,
+                softcap: config.attention_softcap,
+                window: layer.window,
+            },
+            rope: layer.rope,
+            activation: config.activation,
+            eps: config.rms_norm_eps,
+        }
+    }
+
+    /// What each head reads, `[tokens, heads · head_dim]`, from the queries, keys and values of the
+    /// batch; `tables` are those of the model's rotary embeddings, the keys and values go to `kv`.
+    pub fn attend<B: ModelBackend>(
+        &self,
+        qkv: Tensor<B, 2>,
+        qk_norm: Option<&(Tensor<B, 1>, Tensor<B, 1>)>,
+        (batch, tables): (&ForwardBatch<B>, &[Tensor<B, 2>]),
+        kv: &mut LayerKv<B>,
+    ) -> Tensor<B, 2> {
+        let Self { attention, rope, eps, .. } = *self;
+        let cos_sin = &tables[rope];
+        let args = RopeArgs {
+            heads: attention.heads,
+            kv_heads: attention.kv_heads,
+            head_dim: attention.head_dim,
+            rotary_dim: cos_sin.dims()[1],
+            cos_sin,
+            norm: qk_norm.map(|(q_weight, k_weight)| QkNorm { q_weight, k_weight, eps }),
+        };
+        let q = rope_kv_write(qkv, &args, batch, kv);
+        paged_attention(q, kv, batch, &attention)
+    }
 }
 
 impl<B: ModelBackend> DecoderLayer<B> {
@@ -76,24 +119,11 @@ impl<B: ModelBackend> DecoderLayer<B> {
         tables: &[Tensor<B, 2>],
         kv: &mut LayerKv<B>,
     ) -> Tensor<B, 2> {
-        let LayerShape { attention, rope, eps, .. } = self.shape;
-        let cos_sin = &tables[rope];
-        let args = RopeArgs {
-            heads: attention.heads,
-            kv_heads: attention.kv_heads,
-            head_dim: attention.head_dim,
-            rotary_dim: cos_sin.dims()[1],
-            cos_sin,
-            norm: self.qk_norm.as_ref().map(|(q_weight, k_weight)| QkNorm {
-                q_weight,
-                k_weight,
-                eps,
-            }),
-        };
-        let q = rope_kv_write(self.qkv_proj.forward(x), &args, batch, kv);
-        let out = self.o_proj.forward(paged_attention(q, kv, batch, &attention));
+        let qkv = self.qkv_proj.forward(x);
+        let heads = self.shape.attend(qkv, self.qk_norm.as_ref(), (batch, tables), kv);
+        let out = self.o_proj.forward(heads);
         match &self.post_attention_layernorm {
-            Some(weight) => rms_norm(out, weight, eps),
+            Some(weight) => rms_norm(out, weight, self.shape.eps),
             None => out,
         }
     }

@@ -11,9 +11,11 @@ use engine_quant::WeightMatrix;
 pub use load::{LoadEntry, LoadProgress, LoadReport, Treatment, load, planned_weight_bytes};
 
 use crate::{
-    ForwardBatch, KvCache, ModelBackend, ModelConfig, Rope, ops::norm, ops::norm::rms_norm,
+    BatchInput, ForwardBatch, KvCache, KvFormat, KvShape, ModelBackend, ModelConfig, Rope,
+    ops::norm, ops::norm::rms_norm,
 };
 use layer::DecoderLayer;
+pub(crate) use layer::LayerShape;
 
 /// A loaded model: weights on the device, no state.
 ///
@@ -41,7 +43,7 @@ impl<B: ModelBackend> Model<B> {
     /// If a token id is not below the vocabulary size or `kv` was made for another model.
     pub fn forward(&self, batch: &ForwardBatch<B>, kv: &mut KvCache<B>) -> Option<Tensor<B, 2>> {
         self.check(batch, kv);
-        let tables = self.rope_tables(batch);
+        let tables = rope_tables(&self.ropes, &batch.input, &self.device);
         let eps = self.config.rms_norm_eps;
 
         let mut hidden = self.embed_tokens.rows(batch.tokens());
@@ -87,8 +89,15 @@ impl<B: ModelBackend> Model<B> {
     }
 
     /// An empty cache of `slots` slots for this model.
-    pub fn allocate_kv(&self, slots: usize) -> KvCache<B> {
-        KvCache::allocate(self.config.num_layers, slots, self.config.kv_row_len(), &self.device)
+    pub fn allocate_kv(&self, slots: usize, format: KvFormat) -> KvCache<B> {
+        let shape = KvShape {
+            num_layers: self.config.num_layers,
+            slots,
+            kv_heads: self.config.num_kv_heads,
+            head_dim: self.config.head_dim,
+            format,
+        };
+        KvCache::allocate(shape, &self.device)
     }
 
     /// Bytes of the weights on the device.
@@ -130,21 +139,24 @@ impl<B: ModelBackend> Model<B> {
         let layers = self.config.num_layers;
         assert_eq!(kv.layers.len(), layers, "forward: the cache has another number of layers");
     }
+}
 
-    /// `[tokens, rotary_dim]` of each of the model's rotary embeddings.
-    fn rope_tables(&self, batch: &ForwardBatch<B>) -> Vec<Tensor<B, 2>> {
-        let input = &batch.input;
-        let table = |rope: &Rope| {
-            let rotary_dim = rope.rotary_dim();
-            let mut rows = vec![0.0_f32; input.tokens.len() * rotary_dim];
-            let tokens = input.positions.iter().zip(&input.sequences);
-            for (row, (&position, &sequence)) in rows.chunks_exact_mut(rotary_dim).zip(tokens) {
-                let rope_len = input.rope_lens[sequence as usize] as usize;
-                rope.cos_sin_into(position as usize, rope_len, row);
-            }
-            let data = TensorData::new(rows, [input.tokens.len(), rotary_dim]);
-            Tensor::from_data(data, (&self.device, DType::F32))
-        };
-        self.ropes.iter().map(table).collect()
-    }
+/// Cosines and sines, `[tokens, rotary_dim]`, of each of a model's rotary embeddings.
+pub(crate) fn rope_tables<B: ModelBackend>(
+    ropes: &[Rope],
+    input: &BatchInput,
+    device: &B::Device,
+) -> Vec<Tensor<B, 2>> {
+    let table = |rope: &Rope| {
+        let rotary_dim = rope.rotary_dim();
+        let mut rows = vec![0.0_f32; input.tokens.len() * rotary_dim];
+        let tokens = input.positions.iter().zip(&input.sequences);
+        for (row, (&position, &sequence)) in rows.chunks_exact_mut(rotary_dim).zip(tokens) {
+            let rope_len = input.rope_lens[sequence as usize] as usize;
+            rope.cos_sin_into(position as usize, rope_len, row);
+        }
+        let data = TensorData::new(rows, [input.tokens.len(), rotary_dim]);
+        Tensor::from_data(data, (device, DType::F32))
+    };
+    ropes.iter().map(table).collect()
 }

@@ -25,7 +25,8 @@ pub struct AttentionArgs {
 /// `softmax(scale · q · kᵀ) · v` of each token over its own sequence's cache, up to its position.
 ///
 /// `q [tokens, heads · head_dim]`, cache rows `[slots, kv_heads · head_dim]`, result like `q`.
-/// The keys and values of the batch's own tokens are already in the cache.
+/// The keys and values of the batch's own tokens are already in the cache. Where it holds codes,
+/// `k` and `v` are the values of the codes.
 pub fn paged_attention<B: CoreOps>(
     q: Tensor<B, 2>,
     kv: &LayerKv<B>,
@@ -37,11 +38,7 @@ pub fn paged_attention<B: CoreOps>(
         [batch.num_tokens(), args.heads * args.head_dim],
         "paged_attention: q is [tokens, heads * head_dim]"
     );
-    assert_eq!(
-        kv.keys.dims()[1],
-        args.kv_heads * args.head_dim,
-        "paged_attention: the cache has another row length"
-    );
+    kv.check("paged_attention", args.kv_heads, args.head_dim);
     assert!(
         args.heads.is_multiple_of(args.kv_heads),
         "paged_attention: heads are a multiple of kv_heads"
@@ -82,20 +79,25 @@ fn attend_one<B: CoreOps>(
     let slots: Vec<i32> = (0..context).map(|p| batch.input.slot(sequence, p) as i32).collect();
     let slots =
         Tensor::<B, 1, Int>::from_data(TensorData::new(slots, [context]), (&device, DType::I32));
+    let [keys, values] = match kv {
+        LayerKv::F32 { keys, values } => {
+            [keys, values].map(|rows| rows.clone().select(0, slots.clone()))
+        }
+        LayerKv::Int8 { keys, values } => {
+            [keys, values].map(|rows| rows.select(&slots).dequantize(args.head_dim))
+        }
+    };
     // [kv_heads, context, head_dim], each repeated for its group of query heads.
     let group = args.heads / args.kv_heads;
-    let gather = |cache: &Tensor<B, 2>| {
-        cache
-            .clone()
-            .select(0, slots.clone())
-            .reshape([context, args.kv_heads, args.head_dim])
+    let repeat = |rows: Tensor<B, 2>| {
+        rows.reshape([context, args.kv_heads, args.head_dim])
             .swap_dims(0, 1)
             .unsqueeze_dim::<4>(1)
             .repeat_dim(1, group)
             .reshape([args.heads, context, args.head_dim])
     };
     let q = q.reshape([rows, args.heads, args.head_dim]).swap_dims(0, 1);
-    let mut scores = q.matmul(gather(&kv.keys).swap_dims(1, 2)) * args.scale;
+    let mut scores = q.matmul(repeat(keys).swap_dims(1, 2)) * args.scale;
     if let Some(cap) = args.softcap {
         scores = (scores / cap).tanh() * cap;
     }
@@ -110,5 +112,5 @@ fn attend_one<B: CoreOps>(
         .unsqueeze::<3>()
         .repeat_dim(0, args.heads);
     let weights = activation::softmax(scores.mask_fill(mask, f32::NEG_INFINITY), 2);
-    weights.matmul(gather(&kv.values)).swap_dims(0, 1).reshape([rows, columns])
+    weights.matmul(repeat(values)).swap_dims(0, 1).reshape([rows, columns])
 }

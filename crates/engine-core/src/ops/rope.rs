@@ -1,10 +1,10 @@
 //! Rotary position embedding (Su et al. 2021) of queries and keys, and the write of keys and
 //! values into the cache.
 
-use burn_tensor::Tensor;
+use burn_tensor::{BasicOps, Tensor};
 
 use super::{CoreOps, norm};
-use crate::{ForwardBatch, LayerKv};
+use crate::{CodedRows, ForwardBatch, LayerKv};
 
 /// Shapes and tables of [`rope_kv_write`].
 #[derive(Debug)]
@@ -36,7 +36,8 @@ pub struct QkNorm<'a, B: CoreOps> {
 
 /// Splits `qkv [tokens, (heads + 2 · kv_heads) · head_dim]` (queries, keys, values), normalises
 /// queries and keys where the model does, rotates them, writes keys and values into the slots of
-/// the batch and returns the rotated queries, `[tokens, heads · head_dim]`.
+/// the batch and returns the rotated queries, `[tokens, heads · head_dim]`. Where the cache holds
+/// codes, keys and values are quantized as [`CodedRows`] defines it, last of all.
 ///
 /// Pairs are `(i, i + rotary_dim / 2)`, Hugging Face's convention:
 /// `(a, b)` becomes `(a · cos − b · sin, b · cos + a · sin)`.
@@ -59,11 +60,7 @@ pub fn rope_kv_write<B: CoreOps>(
         args.rotary_dim.is_multiple_of(2) && args.rotary_dim <= args.head_dim,
         "rope_kv_write: rotary_dim is even and at most head_dim"
     );
-    assert_eq!(
-        kv.keys.dims()[1],
-        args.kv_heads * args.head_dim,
-        "rope_kv_write: the cache has another row length"
-    );
+    kv.check("rope_kv_write", args.kv_heads, args.head_dim);
     B::rope_kv_write(qkv, args, batch, kv)
 }
 
@@ -83,8 +80,20 @@ pub fn rope_kv_write_reference<B: CoreOps>(
 
     let q = rotate_heads(q, args, args.norm.as_ref().map(|norm| (norm.q_weight, norm.eps)));
     let k = rotate_heads(k, args, args.norm.as_ref().map(|norm| (norm.k_weight, norm.eps)));
-    write_rows(&mut kv.keys, k, &batch.input.slots);
-    write_rows(&mut kv.values, v, &batch.input.slots);
+    let slots = &batch.input.slots;
+    match kv {
+        LayerKv::F32 { keys, values } => {
+            write_rows(keys, k, slots);
+            write_rows(values, v, slots);
+        }
+        LayerKv::Int8 { keys, values } => {
+            for (cache, rows) in [(keys, k), (values, v)] {
+                let rows = CodedRows::quantize(rows, args.kv_heads);
+                write_rows(&mut cache.codes, rows.codes, slots);
+                write_rows(&mut cache.scales, rows.scales, slots);
+            }
+        }
+    }
     q
 }
 
@@ -117,7 +126,11 @@ fn rotate_heads<B: CoreOps>(
 }
 
 /// Writes row `i` of `rows` to row `slots[i]` of `cache`, runs of neighbouring slots at once.
-fn write_rows<B: CoreOps>(cache: &mut Tensor<B, 2>, rows: Tensor<B, 2>, slots: &[u32]) {
+fn write_rows<B: CoreOps, K: BasicOps<B>>(
+    cache: &mut Tensor<B, 2, K>,
+    rows: Tensor<B, 2, K>,
+    slots: &[u32],
+) {
     let mut start = 0;
     for run in slots.chunk_by(|a, b| a + 1 == *b) {
         let slot = run[0] as usize;

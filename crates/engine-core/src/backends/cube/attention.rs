@@ -12,7 +12,8 @@ use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use burn_tensor::DType;
 use cubecl::prelude::*;
 
-use super::{PitchedRows, cube_grid, dims, empty};
+use super::{Cache, PitchedRows, cube_grid, dims, empty};
+use crate::kv::{WORD, head_words};
 use crate::ops::attention::AttentionArgs;
 use crate::{BatchInput, MetaLayout};
 
@@ -38,8 +39,7 @@ pub(super) struct Step<'a, R: CubeRuntime> {
     pub meta: CubeTensor<R>,
     pub layout: MetaLayout,
     pub input: &'a BatchInput,
-    pub keys: PitchedRows<R>,
-    pub values: PitchedRows<R>,
+    pub cache: Cache<R>,
 }
 
 /// `q [tokens, heads · head_dim]`, result alike.
@@ -68,7 +68,10 @@ pub(super) fn paged_attention<R: CubeRuntime>(
             partitions,
             window,
         };
-        attend(&q, &output, step, args, span);
+        match step.cache.scales {
+            None => attend::<R, f32>(&q, &output, step, args, span),
+            Some(_) => attend::<R, u32>(&q, &output, step, args, span),
+        }
     }
     output
 }
@@ -83,7 +86,8 @@ struct Span {
     window: usize,
 }
 
-fn attend<R: CubeRuntime>(
+/// Attends to a cache of `E`.
+fn attend<R: CubeRuntime, E: Numeric>(
     q: &CubeTensor<R>,
     output: &CubeTensor<R>,
     step: &Step<'_, R>,
@@ -91,6 +95,12 @@ fn attend<R: CubeRuntime>(
     span: Span,
 ) {
     let client = &q.client;
+    // The kernel reads no scales of floats; any array serves.
+    let no_scales = || PitchedRows { tensor: q.clone(), pitch: 0 };
+    let [key_scales, value_scales] = match &step.cache.scales {
+        Some([keys, values]) => [keys.clone(), values.clone()],
+        None => [no_scales(), no_scales()],
+    };
     let sizes = |step: &Step<'_, R>| {
         AttentionSizesLaunch::new(
             span.first_token,
@@ -104,8 +114,10 @@ fn attend<R: CubeRuntime>(
             step.layout.page_tables,
             step.layout.max_blocks,
             step.input.block_size,
-            step.keys.pitch,
-            step.values.pitch,
+            step.cache.keys.pitch,
+            step.cache.values.pitch,
+            key_scales.pitch,
+            value_scales.pitch,
             args.scale,
             args.softcap.unwrap_or(1.0),
         )
@@ -119,15 +131,17 @@ fn attend<R: CubeRuntime>(
         // The kernel writes no statistics then; any array serves.
         (output.clone(), empty(q, [2], DType::F32))
     };
-    let shape = CubeShape::of(args, split);
+    let shape = CubeShape::of(args, split, step.cache.scales.is_some());
     let cubes = (args.heads / shape.heads, span.tokens, span.partitions);
-    partition_kernel::launch::<R>(
+    partition_kernel::launch::<E, R>(
         client,
         CubeCount::Static(cubes.0 as u32, cubes.1 as u32, cubes.2 as u32),
         CubeDim::new_1d(shape.units as u32),
         q.clone().into_array_arg(),
-        step.keys.array(),
-        step.values.array(),
+        step.cache.keys.array(),
+        step.cache.values.array(),
+        key_scales.array(),
+        value_scales.array(),
         step.meta.clone().into_array_arg(),
         sums.clone().into_array_arg(),
         stats.clone().into_array_arg(),
@@ -160,10 +174,12 @@ struct CubeShape {
     softcap: bool,
     /// Whether partitions are merged afterwards.
     split: bool,
+    /// Whether keys and values are codes.
+    coded: bool,
 }
 
 impl CubeShape {
-    fn of(args: &AttentionArgs, split: bool) -> Self {
+    fn of(args: &AttentionArgs, split: bool, coded: bool) -> Self {
         let group = args.heads / args.kv_heads;
         let columns = args.head_dim.next_multiple_of(KEY_COLUMNS);
         let most = (MAX_QUERY_ELEMENTS / columns).clamp(1, MAX_HEADS_PER_CUBE);
@@ -174,6 +190,7 @@ impl CubeShape {
             units: (heads * args.head_dim).next_power_of_two().clamp(TILE, 128),
             softcap: args.softcap.is_some(),
             split,
+            coded,
         }
     }
 }
@@ -195,6 +212,8 @@ struct AttentionSizes {
     block_size: usize,
     key_pitch: usize,
     value_pitch: usize,
+    key_scale_pitch: usize,
+    value_scale_pitch: usize,
     scale: f32,
     softcap: f32,
 }
@@ -215,6 +234,13 @@ fn bounded_tanh(x: f32) -> f32 {
     max(min(x, 15.0f32), -15.0f32).tanh()
 }
 
+/// The signed byte number `place` of a word.
+#[cube]
+fn code(word: u32, place: u32) -> f32 {
+    let byte = (word >> (place * 8)) & 255;
+    f32::cast_from(i32::cast_from(byte ^ 128) - 128)
+}
+
 /// Attention of one token's `shape.heads` query heads, all of one key head, over one partition.
 ///
 /// Cube `(x, y, z)` has heads `x · shape.heads ..`, token `first_token + y` and partition
@@ -224,15 +250,21 @@ fn bounded_tanh(x: f32) -> f32 {
 /// score so far rescales what was summed; then each unit adds the values of its output elements
 /// (head, column). Positions outside the window and after the token are not read.
 ///
+/// `keys` and `values` are rows of floats, or where `shape.coded` rows of words with four codes
+/// each: the codes are widened as they are read, the keys' scale multiplies the score and the
+/// values' scale the weight.
+///
 /// `sums`: unnormalised `[tokens · heads, partitions, head_dim]` with
 /// `stats [tokens · heads, partitions, 2]` (largest score, sum of exponentials) if `shape.split`,
 /// else the result `[tokens, heads · head_dim]`.
 #[cube(launch)]
 #[allow(clippy::too_many_arguments, clippy::collapsible_if)]
-fn partition_kernel(
+fn partition_kernel<E: Numeric>(
     q: &Array<f32>,
-    keys: &Array<f32>,
-    values: &Array<f32>,
+    keys: &Array<E>,
+    values: &Array<E>,
+    key_scales: &Array<f32>,
+    value_scales: &Array<f32>,
     meta: &Array<i32>,
     sums: &mut Array<f32>,
     stats: &mut Array<f32>,
@@ -249,7 +281,10 @@ fn partition_kernel(
     let unit = UNIT_POS as usize;
 
     let first_head = CUBE_POS_X as usize * comptime!(shape.heads);
-    let column = first_head / sizes.group * head_dim;
+    let kv_head = first_head / sizes.group;
+    let head_pitch =
+        comptime!(if shape.coded { head_words(shape.head_dim) } else { shape.head_dim });
+    let column = kv_head * head_pitch;
     let token = sizes.first_token + CUBE_POS_Y as usize;
     let partition = sizes.first_partition + CUBE_POS_Z as usize;
     let position = meta[sizes.positions + token] as usize;
@@ -263,6 +298,8 @@ fn partition_kernel(
     let mut queries = SharedMemory::<f32>::new(comptime!(shape.heads * columns));
     let mut key_tile = SharedMemory::<f32>::new(comptime!(TILE * pitch));
     let mut slots = SharedMemory::<u32>::new(TILE);
+    let mut tile_scales =
+        SharedMemory::<f32>::new(comptime!(if shape.coded { 2 * TILE } else { 1 }));
     let mut scores = SharedMemory::<f32>::new(comptime!(shape.heads * TILE));
     let mut largest = SharedMemory::<f32>::new(comptime!(shape.heads));
     let mut totals = SharedMemory::<f32>::new(comptime!(shape.heads));
@@ -291,7 +328,12 @@ fn partition_kernel(
         if unit >= tile_begin && unit < tile_end {
             let at = tile + unit;
             let block = meta[pages + at / sizes.block_size] as usize;
-            slots[unit] = (block * sizes.block_size + at % sizes.block_size) as u32;
+            let slot = block * sizes.block_size + at % sizes.block_size;
+            slots[unit] = slot as u32;
+            if comptime!(shape.coded) {
+                tile_scales[unit] = key_scales[slot * sizes.key_scale_pitch + kv_head];
+                tile_scales[TILE + unit] = value_scales[slot * sizes.value_scale_pitch + kv_head];
+            }
         }
         sync_cube();
 
@@ -301,13 +343,32 @@ fn partition_kernel(
             dots[n] = 0.0f32;
         }
         for first_column in range_stepped(0, columns, KEY_COLUMNS) {
-            for i in range_stepped(unit, comptime!(TILE * KEY_COLUMNS).runtime(), units) {
-                let (j, d) = (i / KEY_COLUMNS, i % KEY_COLUMNS);
-                let mut value = 0.0f32;
-                if j >= tile_begin && j < tile_end && first_column + d < head_dim {
-                    value = keys[slots[j] as usize * sizes.key_pitch + column + first_column + d];
+            if comptime!(shape.coded) {
+                for i in range_stepped(unit, comptime!(TILE * KEY_COLUMNS / WORD).runtime(), units)
+                {
+                    let (j, w) =
+                        (i / comptime!(KEY_COLUMNS / WORD), i % comptime!(KEY_COLUMNS / WORD));
+                    let word_column = first_column / WORD + w;
+                    let mut word = 0u32;
+                    if j >= tile_begin && j < tile_end && word_column < head_pitch {
+                        let row = slots[j] as usize * sizes.key_pitch + column;
+                        word = u32::cast_from(keys[row + word_column]);
+                    }
+                    #[unroll]
+                    for place in 0..WORD {
+                        key_tile[j * pitch + w * WORD + place] = code(word, place as u32);
+                    }
                 }
-                key_tile[j * pitch + d] = value;
+            } else {
+                for i in range_stepped(unit, comptime!(TILE * KEY_COLUMNS).runtime(), units) {
+                    let (j, d) = (i / KEY_COLUMNS, i % KEY_COLUMNS);
+                    let mut value = 0.0f32;
+                    if j >= tile_begin && j < tile_end && first_column + d < head_dim {
+                        let row = slots[j] as usize * sizes.key_pitch + column;
+                        value = f32::cast_from(keys[row + first_column + d]);
+                    }
+                    key_tile[j * pitch + d] = value;
+                }
             }
             sync_cube();
             #[unroll]
@@ -330,6 +391,9 @@ fn partition_kernel(
             let pair = unit + comptime!(n * shape.units);
             if pair < comptime!(TILE * shape.heads) {
                 let mut score = dots[n] * sizes.scale;
+                if comptime!(shape.coded) {
+                    score = score * tile_scales[pair % TILE];
+                }
                 if comptime!(shape.softcap) {
                     score = sizes.softcap * bounded_tanh(score / sizes.softcap);
                 }
@@ -371,7 +435,13 @@ fn partition_kernel(
                 let mut value = sum[n] * rescale[head];
                 for j in tile_begin..tile_end {
                     let row = slots[j] as usize * sizes.value_pitch + column;
-                    value += scores[head * TILE + j] * values[row + d];
+                    if comptime!(shape.coded) {
+                        let weight = scores[head * TILE + j] * tile_scales[TILE + j];
+                        let word = u32::cast_from(values[row + d / WORD]);
+                        value += weight * code(word, (d % WORD) as u32);
+                    } else {
+                        value += scores[head * TILE + j] * f32::cast_from(values[row + d]);
+                    }
                 }
                 sum[n] = value;
             }

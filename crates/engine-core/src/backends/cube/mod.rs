@@ -8,6 +8,7 @@ mod activation;
 mod attention;
 mod norm;
 mod rope;
+mod rope_int8;
 mod sample;
 
 use burn_cubecl::{
@@ -55,8 +56,7 @@ where
         batch: &ForwardBatch<Self>,
         kv: &mut LayerKv<Self>,
     ) -> Tensor<Self, 2> {
-        let (Some(keys), Some(values)) = (PitchedRows::of(&kv.keys), PitchedRows::of(&kv.values))
-        else {
+        let Some(cache) = Cache::of(kv) else {
             return rope_kv_write_reference(qkv, args, batch, kv);
         };
         let norm = args.norm.as_ref().map(|norm| rope::NormWeights {
@@ -64,20 +64,28 @@ where
             k: floats(norm.k_weight.clone()),
             eps: norm.eps,
         });
-        let cos_sin = PitchedRows::or_copy(args.cos_sin);
-        into_floats(rope::rope_kv_write(
-            floats(qkv),
-            cos_sin,
+        let rope = rope::Rope {
+            qkv: floats(qkv),
+            cos_sin: PitchedRows::or_copy(args.cos_sin),
             norm,
-            rope::Heads {
+            heads: rope::Heads {
                 heads: args.heads,
                 kv_heads: args.kv_heads,
                 head_dim: args.head_dim,
                 rotary_dim: args.rotary_dim,
             },
-            (ints(batch.meta.clone()), batch.layout.slots),
-            (keys, values),
-        ))
+            meta: ints(batch.meta.clone()),
+            slots: batch.layout.slots,
+        };
+        let Cache { keys, values, scales } = cache;
+        into_floats(match scales {
+            None => rope::rope_kv_write(rope, &keys, &values),
+            Some([key_scales, value_scales]) => rope_int8::rope_kv_write(
+                rope,
+                &rope_int8::CodedArrays { codes: keys, scales: key_scales },
+                &rope_int8::CodedArrays { codes: values, scales: value_scales },
+            ),
+        })
     }
 
     fn paged_attention(
@@ -86,13 +94,15 @@ where
         batch: &ForwardBatch<Self>,
         args: &AttentionArgs,
     ) -> Tensor<Self, 2> {
-        let (Some(keys), Some(values)) = (PitchedRows::of(&kv.keys), PitchedRows::of(&kv.values))
-        else {
+        let Some(cache) = Cache::of(kv) else {
             return paged_attention_reference(q, kv, batch, args);
         };
-        let meta = ints(batch.meta.clone());
-        let step =
-            attention::Step { meta, layout: batch.layout, input: &batch.input, keys, values };
+        let step = attention::Step {
+            meta: ints(batch.meta.clone()),
+            layout: batch.layout,
+            input: &batch.input,
+            cache,
+        };
         into_floats(attention::paged_attention(floats(q), &step, args))
     }
 
@@ -135,26 +145,62 @@ where
     Tensor::from_primitive(TensorPrimitive::Float(tensor))
 }
 
+/// The buffers of one layer's keys and values.
+struct Cache<R: CubeRuntime> {
+    /// Rows of floats, or of words with four codes each.
+    keys: PitchedRows<R>,
+    values: PitchedRows<R>,
+    /// Of keys and of values, where those are codes.
+    scales: Option<[PitchedRows<R>; 2]>,
+}
+
+impl<R: CubeRuntime> Cache<R> {
+    /// `None` if some tensor has no rows to be used in place, which `KvCache::allocate` never makes.
+    fn of<F, I, BT>(kv: &LayerKv<CubeBackend<R, F, I, BT>>) -> Option<Self>
+    where
+        F: FloatElement,
+        I: IntElement,
+        BT: BoolElement,
+    {
+        let words = |codes: &Tensor<CubeBackend<R, F, I, BT>, 2, Int>| {
+            PitchedRows::new(codes.clone().into_primitive(), DType::I32)
+        };
+        let (keys, values, scales) = match kv {
+            LayerKv::F32 { keys, values } => (PitchedRows::of(keys), PitchedRows::of(values), None),
+            LayerKv::Int8 { keys, values } => {
+                let scales = [PitchedRows::of(&keys.scales)?, PitchedRows::of(&values.scales)?];
+                (words(&keys.codes), words(&values.codes), Some(scales))
+            }
+        };
+        Some(Self { keys: keys?, values: values?, scales })
+    }
+}
+
 /// The own buffer of a matrix, never a copy of it. Rows are contiguous and `pitch` elements apart:
 /// CUDA pads the rows of Burn's tensors to its alignment.
+#[derive(Clone)]
 struct PitchedRows<R: CubeRuntime> {
     tensor: CubeTensor<R>,
     pitch: usize,
 }
 
 impl<R: CubeRuntime> PitchedRows<R> {
-    /// `None` if the tensor is no matrix of `f32` rows, which `KvCache::allocate` never makes.
+    /// `None` if the tensor is no matrix of rows of `dtype`, a type of 32 bits.
+    fn new(tensor: CubeTensor<R>, dtype: DType) -> Option<Self> {
+        let strides = tensor.meta.strides();
+        let (pitch, step) = (strides[0], strides[1]);
+        let contiguous_rows = step == 1 || tensor.shape()[1] == 1;
+        (tensor.dtype == dtype && contiguous_rows).then_some(Self { tensor, pitch })
+    }
+
+    /// `None` if the tensor is no matrix of `f32` rows.
     fn of<F, I, BT>(matrix: &Tensor<CubeBackend<R, F, I, BT>, 2>) -> Option<Self>
     where
         F: FloatElement,
         I: IntElement,
         BT: BoolElement,
     {
-        let tensor = matrix.clone().into_primitive().tensor();
-        let strides = tensor.meta.strides();
-        let (pitch, step) = (strides[0], strides[1]);
-        let contiguous_rows = step == 1 || tensor.shape()[1] == 1;
-        (tensor.dtype == DType::F32 && contiguous_rows).then_some(Self { tensor, pitch })
+        Self::new(matrix.clone().into_primitive().tensor(), DType::F32)
     }
 
     /// The buffer of `matrix` where that is possible, else a copy.

@@ -23,69 +23,101 @@ pub(super) struct Heads {
     pub rotary_dim: usize,
 }
 
-/// `slots`: the step's metadata and where the slots start in it. `cache`: keys and values.
-/// Returns the rotated queries.
+/// What is rotated, and where it goes.
+pub(super) struct Rope<R: CubeRuntime> {
+    /// `[tokens, (heads + 2 · kv_heads) · head_dim]`.
+    pub qkv: CubeTensor<R>,
+    pub cos_sin: PitchedRows<R>,
+    pub norm: Option<NormWeights<R>>,
+    pub heads: Heads,
+    /// The step's metadata.
+    pub meta: CubeTensor<R>,
+    /// Where the slots start in it.
+    pub slots: usize,
+}
+
+impl<R: CubeRuntime> Rope<R> {
+    pub fn tokens(&self) -> usize {
+        dims(&self.qkv)[0]
+    }
+
+    /// Room for the rotated queries.
+    pub fn queries(&self) -> CubeTensor<R> {
+        let Heads { heads, head_dim, .. } = self.heads;
+        empty(&self.qkv, [self.tokens(), heads * head_dim], DType::F32)
+    }
+
+    /// One cube for each token and each head of queries, keys and values.
+    pub fn cubes(&self) -> CubeCount {
+        cube_grid(self.tokens() * (self.heads.heads + 2 * self.heads.kv_heads))
+    }
+
+    /// Without a norm a kernel never reads its weights; any array serves.
+    pub fn norm_weights(&self) -> [CubeTensor<R>; 2] {
+        match &self.norm {
+            Some(norm) => [norm.q.clone(), norm.k.clone()],
+            None => [self.cos_sin.tensor.clone(), self.cos_sin.tensor.clone()],
+        }
+    }
+
+    pub fn sizes(&self, key_pitch: usize, value_pitch: usize) -> RopeSizesLaunch<R> {
+        RopeSizesLaunch::new(
+            self.tokens(),
+            self.heads.heads,
+            self.heads.kv_heads,
+            self.heads.head_dim,
+            self.heads.rotary_dim,
+            self.slots,
+            key_pitch,
+            value_pitch,
+            self.cos_sin.pitch,
+            self.norm.as_ref().map_or(0.0, |norm| norm.eps),
+        )
+    }
+}
+
+/// Writes keys and values and returns the rotated queries.
 pub(super) fn rope_kv_write<R: CubeRuntime>(
-    qkv: CubeTensor<R>,
-    cos_sin: PitchedRows<R>,
-    norm: Option<NormWeights<R>>,
-    heads: Heads,
-    slots: (CubeTensor<R>, usize),
-    cache: (PitchedRows<R>, PitchedRows<R>),
+    rope: Rope<R>,
+    keys: &PitchedRows<R>,
+    values: &PitchedRows<R>,
 ) -> CubeTensor<R> {
-    let [tokens, _] = dims(&qkv);
-    let q = empty(&qkv, [tokens, heads.heads * heads.head_dim], DType::F32);
-    let (client, units) = (qkv.client.clone(), units_for(heads.head_dim));
-    let cubes = tokens * (heads.heads + 2 * heads.kv_heads);
-    let normalise = norm.is_some();
-    // Without a norm the kernel never reads its weights; any array serves.
-    let (q_weight, k_weight, eps) = match norm {
-        Some(norm) => (norm.q, norm.k, norm.eps),
-        None => (cos_sin.tensor.clone(), cos_sin.tensor.clone(), 0.0),
-    };
+    let q = rope.queries();
+    let (client, units) = (q.client.clone(), units_for(rope.heads.head_dim));
+    let (cubes, sizes) = (rope.cubes(), rope.sizes(keys.pitch, values.pitch));
+    let [q_weight, k_weight] = rope.norm_weights();
     rope_kernel::launch::<R>(
         &client,
-        cube_grid(cubes),
+        cubes,
         CubeDim::new_1d(units as u32),
-        qkv.into_array_arg(),
-        cos_sin.array(),
+        rope.qkv.into_array_arg(),
+        rope.cos_sin.array(),
         q_weight.into_array_arg(),
         k_weight.into_array_arg(),
-        slots.0.into_array_arg(),
+        rope.meta.into_array_arg(),
         q.clone().into_array_arg(),
-        cache.0.array(),
-        cache.1.array(),
-        RopeSizesLaunch::new(
-            tokens,
-            heads.heads,
-            heads.kv_heads,
-            heads.head_dim,
-            heads.rotary_dim,
-            slots.1,
-            cache.0.pitch,
-            cache.1.pitch,
-            cos_sin.pitch,
-            eps,
-        ),
-        normalise,
+        keys.array(),
+        values.array(),
+        sizes,
+        rope.norm.is_some(),
         units,
     );
     q
 }
 
-/// Run-time numbers of [`rope_kernel`].
+/// Run-time numbers of the kernels.
 #[derive(CubeType, CubeLaunch)]
-struct RopeSizes {
-    tokens: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    rotary_dim: usize,
-    slots: usize,
-    key_pitch: usize,
-    value_pitch: usize,
-    angle_pitch: usize,
-    eps: f32,
+pub(super) struct RopeSizes {
+    pub tokens: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub rotary_dim: usize,
+    pub slots: usize,
+    pub key_pitch: usize,
+    pub value_pitch: usize,
+    pub angle_pitch: usize,
+    pub eps: f32,
 }
 
 /// One cube for each token and each head of queries, keys and values; its units walk the head.
@@ -135,20 +167,12 @@ fn rope_kernel(
             }
             factor = rms_factor(squares, head_dim, sizes.eps, units);
         }
-        let half = sizes.rotary_dim / 2;
+        let angles = token * sizes.angle_pitch;
         for i in range_stepped(unit, head_dim, units) {
-            let mut value =
-                head_value(qkv, q_weight, k_weight, source, i, factor, is_query, normalise);
-            if i < sizes.rotary_dim {
-                let first = i < half;
-                let partner = select(first, i + half, i - half);
-                let angle = token * sizes.angle_pitch + select(first, i, i - half);
-                let other = head_value(
-                    qkv, q_weight, k_weight, source, partner, factor, is_query, normalise,
-                );
-                let cross = other * cos_sin[angle + half];
-                value = value * cos_sin[angle] + select(first, -cross, cross);
-            }
+            let value = rotated_value(
+                qkv, cos_sin, q_weight, k_weight, source, angles, i, factor, is_query, sizes,
+                normalise,
+            );
             if is_query {
                 q[(token * sizes.heads + head) * head_dim + i] = value;
             } else {
@@ -156,6 +180,36 @@ fn rope_kernel(
             }
         }
     }
+}
+
+/// Element `i` of the head at `source`, normalised where the model does and rotated.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn rotated_value(
+    qkv: &Array<f32>,
+    cos_sin: &Array<f32>,
+    q_weight: &Array<f32>,
+    k_weight: &Array<f32>,
+    source: usize,
+    angles: usize,
+    i: usize,
+    factor: f32,
+    is_query: bool,
+    sizes: &RopeSizes,
+    #[comptime] normalise: bool,
+) -> f32 {
+    let half = sizes.rotary_dim / 2;
+    let mut value = head_value(qkv, q_weight, k_weight, source, i, factor, is_query, normalise);
+    if i < sizes.rotary_dim {
+        let first = i < half;
+        let partner = select(first, i + half, i - half);
+        let angle = angles + select(first, i, i - half);
+        let other =
+            head_value(qkv, q_weight, k_weight, source, partner, factor, is_query, normalise);
+        let cross = other * cos_sin[angle + half];
+        value = value * cos_sin[angle] + select(first, -cross, cross);
+    }
+    value
 }
 
 /// Element `i` of the head at `source`, normalised where the model does.

@@ -9,7 +9,7 @@ mod partition;
 
 use std::{cell::RefCell, ops::Range};
 
-use engine_quant::simd::Isa;
+use engine_quant::simd::{Isa, StoredFloat};
 use rayon::prelude::*;
 
 use crate::{BatchInput, ops::attention::AttentionArgs};
@@ -24,14 +24,23 @@ const TILE: usize = 16;
 /// Products and sums below which waking other threads costs more than they save.
 const PARALLEL_WORK: usize = 1 << 17;
 
+/// Keys and values as they are stored: floats, or codes that are widened in registers.
+pub struct Cache<'a, T> {
+    /// `[slots, kv_heads · head_pitch]`.
+    pub keys: &'a [T],
+    /// `[slots, kv_heads · head_pitch]`.
+    pub values: &'a [T],
+    /// Elements from one head to the next, `head_dim` or more.
+    pub head_pitch: usize,
+    /// What keys and what values are multiplied by, `[slots, kv_heads]` each; nothing for floats.
+    pub scales: Option<[&'a [f32]; 2]>,
+}
+
 /// The operands of one call.
-pub struct Attention<'a> {
+pub struct Attention<'a, T> {
     /// `[tokens, heads · head_dim]`.
     pub q: &'a [f32],
-    /// `[slots, kv_heads · head_dim]`.
-    pub keys: &'a [f32],
-    /// `[slots, kv_heads · head_dim]`.
-    pub values: &'a [f32],
+    pub cache: Cache<'a, T>,
     pub input: &'a BatchInput,
     pub args: &'a AttentionArgs,
 }
@@ -82,7 +91,7 @@ thread_local! {
     static SCORES: RefCell<Vec<f32>> = RefCell::new(vec![0.0; TILE * PARTITION]);
 }
 
-impl Attention<'_> {
+impl<T: StoredFloat> Attention<'_, T> {
     /// `[tokens, heads · head_dim]`.
     pub fn run(&self, isa: Isa) -> Vec<f32> {
         let mut out = vec![0.0; self.q.len()];
@@ -196,31 +205,54 @@ impl Attention<'_> {
         (token * self.args.heads + head) * self.args.head_dim
     }
 
-    /// Where the rows of `positions` lie in the cache, for one key head.
-    fn row_starts(&self, tile: &Tile, positions: Range<usize>) -> [usize; PARTITION] {
-        let AttentionArgs { kv_heads, head_dim, .. } = *self.args;
-        let row_len = kv_heads * head_dim;
+    /// Neighbouring slots of `positions`, each run with the number of positions before it.
+    fn runs(
+        &self,
+        tile: &Tile,
+        positions: Range<usize>,
+    ) -> impl Iterator<Item = (usize, Range<usize>)> {
         let block_size = self.input.block_size;
         let table = &self.input.page_tables[tile.sequence];
-        let mut starts = [0; PARTITION];
         let mut position = positions.start;
-        while position < positions.end {
+        std::iter::from_fn(move || {
+            let before = position - positions.start;
             let offset = position % block_size;
             let run = (block_size - offset).min(positions.end - position);
-            let slot = table[position / block_size] as usize * block_size + offset;
-            let end = (slot + run) * row_len;
-            assert!(
-                end <= self.keys.len() && end <= self.values.len(),
-                "paged_attention: slot {} of a cache with {} slots",
-                slot + run - 1,
-                self.keys.len() / row_len
-            );
-            for i in 0..run {
-                let start = (slot + i) * row_len + tile.kv_head * head_dim;
-                starts[position - positions.start + i] = start;
-            }
+            let slot = table.get(position / block_size).filter(|_| run > 0).copied()?;
+            let slot = slot as usize * block_size + offset;
             position += run;
+            Some((before, slot..slot + run))
+        })
+    }
+
+    /// Where the rows of `positions` lie in the cache, for one key head.
+    fn row_starts(&self, tile: &Tile, positions: Range<usize>) -> [usize; PARTITION] {
+        let Cache { keys, values, head_pitch, .. } = self.cache;
+        let row_len = self.args.kv_heads * head_pitch;
+        let mut starts = [0; PARTITION];
+        for (before, slots) in self.runs(tile, positions) {
+            let end = slots.end * row_len;
+            assert!(
+                end <= keys.len() && end <= values.len(),
+                "paged_attention: slot {} of a cache with {} slots",
+                slots.end - 1,
+                keys.len() / row_len
+            );
+            for (start, slot) in starts[before..].iter_mut().zip(slots) {
+                *start = slot * row_len + tile.kv_head * head_pitch;
+            }
         }
         starts
+    }
+
+    /// The scales of the rows of `positions`, for one key head.
+    fn row_scales(&self, tile: &Tile, positions: Range<usize>, scales: &[f32]) -> [f32; PARTITION] {
+        let mut found = [0.0; PARTITION];
+        for (before, slots) in self.runs(tile, positions) {
+            for (found, slot) in found[before..].iter_mut().zip(slots) {
+                *found = scales[slot * self.args.kv_heads + tile.kv_head];
+            }
+        }
+        found
     }
 }

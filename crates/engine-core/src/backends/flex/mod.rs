@@ -18,11 +18,12 @@ use burn_flex::{Flex, FlexTensor, Layout};
 use burn_tensor::{Bytes, DType, Int, Shape, Tensor, TensorPrimitive};
 use engine_quant::simd::Isa;
 
+use crate::kv::WORD;
 use crate::ops::CoreOps;
 use crate::ops::{
     activation::Activation, attention::AttentionArgs, rope::RopeArgs, sample::TokenChoice,
 };
-use crate::{ForwardBatch, LayerKv};
+use crate::{CodedRows, ForwardBatch, LayerKv};
 
 impl CoreOps for Flex {
     fn rms_norm(x: Tensor<Self, 2>, weight: &Tensor<Self, 1>, eps: f32) -> Tensor<Self, 2> {
@@ -74,13 +75,22 @@ impl CoreOps for Flex {
         let q = rope::rotate(Isa::best(), qkv, slice(&cos_sin), &heads);
         let kv_len = args.kv_heads * args.head_dim;
         let q_len = args.heads * args.head_dim;
-        for (cache, column) in [(&mut kv.keys, q_len), (&mut kv.values, q_len + kv_len)] {
-            cache.inplace(|cache| {
-                let mut cache = owned(cache);
-                let slots = &batch.input.slots;
-                rope::write_rows(cache.storage_mut(), kv_len, slots, qkv, column);
-                float_tensor(cache)
-            });
+        let slots = &batch.input.slots;
+        match kv {
+            LayerKv::F32 { keys, values } => {
+                for (cache, column) in [(keys, q_len), (values, q_len + kv_len)] {
+                    cache.inplace(|cache| {
+                        let mut cache = owned(cache);
+                        rope::write_rows(cache.storage_mut(), kv_len, slots, qkv, column);
+                        float_tensor(cache)
+                    });
+                }
+            }
+            LayerKv::Int8 { keys, values } => {
+                for (cache, column) in [(keys, q_len), (values, q_len + kv_len)] {
+                    write_codes(cache, args, slots, qkv, column);
+                }
+            }
         }
         float_tensor(new_tensor(q, [tokens, q_len], DType::F32))
     }
@@ -92,15 +102,32 @@ impl CoreOps for Flex {
         args: &AttentionArgs,
     ) -> Tensor<Self, 2> {
         let shape = q.dims();
-        let (q, keys, values) = (readable(&q), readable(&kv.keys), readable(&kv.values));
-        let attention = attention::Attention {
-            q: slice(&q),
-            keys: slice(&keys),
-            values: slice(&values),
-            input: &batch.input,
-            args,
+        let q = readable(&q);
+        let (q, input) = (slice(&q), &batch.input);
+        let out = match kv {
+            LayerKv::F32 { keys, values } => {
+                let [keys, values] = [keys, values].map(readable);
+                let cache = attention::Cache {
+                    keys: slice(&keys),
+                    values: slice(&values),
+                    head_pitch: args.head_dim,
+                    scales: None,
+                };
+                attention::Attention { q, cache, input, args }.run(Isa::best())
+            }
+            LayerKv::Int8 { keys, values } => {
+                let scales = [keys, values].map(|rows| readable(&rows.scales));
+                let [keys, values] = [keys, values].map(|rows| words(rows.codes.clone()));
+                let cache = attention::Cache {
+                    keys: codes(&keys),
+                    values: codes(&values),
+                    head_pitch: args.head_dim.next_multiple_of(WORD),
+                    scales: Some([slice(&scales[0]), slice(&scales[1])]),
+                };
+                attention::Attention { q, cache, input, args }.run(Isa::best())
+            }
         };
-        float_tensor(new_tensor(attention.run(Isa::best()), shape, DType::F32))
+        float_tensor(new_tensor(out, shape, DType::F32))
     }
 
     fn choose_tokens(logits: Tensor<Self, 2>, rows: &[TokenChoice]) -> Tensor<Self, 1, Int> {
@@ -109,6 +136,34 @@ impl CoreOps for Flex {
         let layout = Layout::contiguous(Shape::from([tokens.len()]));
         Tensor::from_primitive(FlexTensor::new(Bytes::from_elems(tokens), layout, DType::I32))
     }
+}
+
+/// Quantizes keys or values, the columns of `qkv` from `column` on, and writes them.
+fn write_codes(
+    cache: &mut CodedRows<Flex>,
+    args: &RopeArgs<'_, Flex>,
+    slots: &[u32],
+    qkv: &[f32],
+    column: usize,
+) {
+    let CodedRows { codes, scales } = cache;
+    codes.inplace(|codes| {
+        let mut codes = words(codes);
+        scales.inplace(|scales| {
+            let mut scales = owned(scales);
+            Isa::best().run(rope::WriteCodes {
+                codes: bytemuck::cast_slice_mut(codes.storage_mut::<i32>()),
+                scales: scales.storage_mut(),
+                slots,
+                rows: qkv,
+                column,
+                kv_heads: args.kv_heads,
+                head_dim: args.head_dim,
+            });
+            float_tensor(scales)
+        });
+        Tensor::from_primitive(codes)
+    });
 }
 
 fn float_tensor<const D: usize>(tensor: FlexTensor) -> Tensor<Flex, D> {
@@ -137,6 +192,17 @@ fn slice(tensor: &FlexTensor) -> &[f32] {
     assert!(range.is_some(), "the tensor was made contiguous");
     let (start, end) = range.unwrap_or_default();
     &tensor.storage()[start..end]
+}
+
+/// The tensor as `i32` with its elements one after the other.
+fn words(tensor: Tensor<Flex, 2, Int>) -> FlexTensor {
+    tensor.cast(DType::I32).into_primitive().to_contiguous()
+}
+
+/// The bytes of a tensor from [`words`]. The first code of a word is its lowest byte, as on every
+/// machine that this backend is built for.
+fn codes(tensor: &FlexTensor) -> &[i8] {
+    bytemuck::cast_slice(tensor.storage::<i32>())
 }
 
 /// Rows that one task takes when `rows` of them go to all threads; all of them when `work`, in

@@ -1,7 +1,11 @@
 use engine_quant::simd::{Isa, Kernel, Simd};
 use rayon::prelude::*;
 
-use super::{norm, rows_per_task};
+use super::{
+    math::{self, Map},
+    norm, rows_per_task,
+};
+use crate::kv::{MAX_CODE, WORD};
 
 /// Shapes of a row of `qkv` and what is done to its queries and keys.
 #[derive(Clone, Copy)]
@@ -55,6 +59,82 @@ pub fn write_rows(cache: &mut [f32], row_len: usize, slots: &[u32], rows: &[f32]
         );
         cache[start..start + row_len].copy_from_slice(&row[column..column + row_len]);
     }
+}
+
+/// Quantizes `kv_heads · head_dim` columns of each row of `rows` from `column` on and writes codes
+/// and scales to row `slots[i]` of the cache.
+pub struct WriteCodes<'a> {
+    /// `[slots, kv_heads · head_dim]`, each head filled up to whole words.
+    pub codes: &'a mut [i8],
+    /// `[slots, kv_heads]`.
+    pub scales: &'a mut [f32],
+    pub slots: &'a [u32],
+    pub rows: &'a [f32],
+    pub column: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+}
+
+impl Kernel for WriteCodes<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { codes, scales, slots, rows, column, kv_heads, head_dim } = self;
+        if slots.is_empty() || kv_heads * head_dim == 0 {
+            return;
+        }
+        let columns = rows.len() / slots.len();
+        let pitch = head_dim.next_multiple_of(WORD);
+        let mut quotients = vec![0.0; head_dim];
+        for (row, &slot) in rows.chunks_exact(columns).zip(slots) {
+            let first = slot as usize * kv_heads;
+            assert!(
+                first + kv_heads <= scales.len() && (first + kv_heads) * pitch <= codes.len(),
+                "rope_kv_write: slot {slot} of a cache with {} slots",
+                scales.len() / kv_heads
+            );
+            let heads = row[column..].chunks_exact(head_dim).take(kv_heads);
+            let coded = codes[first * pitch..].chunks_exact_mut(pitch);
+            for ((x, codes), scale) in heads.zip(coded).zip(&mut scales[first..]) {
+                quotients.copy_from_slice(x);
+                *scale = quantize(s, &mut quotients, codes);
+            }
+        }
+    }
+}
+
+/// `x / scale`, rounded to a code.
+#[derive(Clone, Copy)]
+struct Code {
+    scale: f32,
+}
+
+impl Map for Code {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::V) -> S::V {
+        let code = s.round(s.div(x, s.splat(self.scale)));
+        s.min(s.splat(MAX_CODE), s.max(s.splat(-MAX_CODE), code))
+    }
+}
+
+/// Writes the codes of one head, which `x` does not outlive, and returns their scale; see
+/// [`crate::CodedRows`].
+#[inline(always)]
+fn quantize<S: Simd>(s: S, x: &mut [f32], codes: &mut [i8]) -> f32 {
+    const NOT_FINITE: u32 = f32::INFINITY.to_bits();
+    codes.fill(0);
+    // Magnitudes are in the order of their bits, and NaN is the largest.
+    let largest = x.iter().fold(0, |largest, x| x.abs().to_bits().max(largest));
+    if largest >= NOT_FINITE {
+        return f32::NAN;
+    }
+    let scale = f32::from_bits(largest) / MAX_CODE;
+    if scale > 0.0 {
+        math::map_in_place(s, x, Code { scale });
+        codes.iter_mut().zip(x).for_each(|(code, x)| *code = *x as i8);
+    }
+    scale
 }
 
 struct Rows<'a> {

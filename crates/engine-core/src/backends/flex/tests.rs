@@ -110,14 +110,15 @@ fn rotations() {
             norm: Some(rope_op::QkNorm { q_weight: &q_weight, k_weight: &k_weight, eps: 1e-6 }),
         };
         let zeros = || Tensor::zeros([slots, 2 * head_dim], (&FlexDevice, DType::F32));
-        let mut kv = LayerKv { keys: zeros(), values: zeros() };
+        let mut kv = LayerKv::F32 { keys: zeros(), values: zeros() };
         let expected = rope_op::rope_kv_write_reference(
             tensor(&qkv, [19, 7 * head_dim]),
             &args,
             &batch,
             &mut kv,
         );
-        let (expected, expected_keys) = (values(expected), values(kv.keys));
+        let LayerKv::F32 { keys: expected_keys, .. } = kv else { panic!("another format") };
+        let (expected, expected_keys) = (values(expected), values(expected_keys));
         for isa in Isa::available() {
             let heads = rope::Heads {
                 heads: 3,
@@ -138,6 +139,44 @@ fn rotations() {
 }
 
 #[test]
+fn codes_are_the_defined_ones() {
+    for (kv_heads, head_dim) in [(1, 1), (2, 20), (1, 65), (4, 64)] {
+        let (columns, slots) = (kv_heads * head_dim, [3, 0, 7]);
+        let mut rows = numbers(3 * (columns + 5), 11);
+        // A head of zeros, and one with exact ties.
+        rows[5..5 + head_dim].fill(0.0);
+        rows[columns + 10] = 127.0;
+        rows[columns + 10 + head_dim - 1] = if head_dim > 1 { 2.5 } else { 127.0 };
+        let wanted: Vec<f32> =
+            rows.chunks_exact(columns + 5).flat_map(|row| row[5..].to_vec()).collect();
+        let expected = CodedRows::quantize(tensor(&wanted, [3, columns]), kv_heads);
+        let expected_codes = words(expected.codes);
+        let expected_codes = codes(&expected_codes);
+        let expected_scales = values(expected.scales);
+        let pitch = head_dim.next_multiple_of(WORD) * kv_heads;
+        for isa in Isa::available() {
+            let (mut codes, mut scales) = (vec![1_i8; 8 * pitch], vec![-1.0; 8 * kv_heads]);
+            isa.run(rope::WriteCodes {
+                codes: &mut codes,
+                scales: &mut scales,
+                slots: &slots,
+                rows: &rows,
+                column: 5,
+                kv_heads,
+                head_dim,
+            });
+            for (i, &slot) in slots.iter().enumerate() {
+                let slot = slot as usize;
+                assert_eq!(codes[slot * pitch..][..pitch], expected_codes[i * pitch..][..pitch]);
+                let found = &scales[slot * kv_heads..][..kv_heads];
+                assert_eq!(found, &expected_scales[i * kv_heads..][..kv_heads]);
+            }
+            assert!(codes[pitch..3 * pitch].iter().all(|&code| code == 1), "{}", isa.name());
+        }
+    }
+}
+
+#[test]
 fn attentions() {
     for head_dim in [1, 2, 6, 10, 32, 33, 80, 128] {
         for (heads, kv_heads) in [(1, 1), (3, 1), (16, 2)] {
@@ -148,7 +187,7 @@ fn attentions() {
                 let row_len = kv_heads * head_dim;
                 let q = numbers(19 * heads * head_dim, 1);
                 let (keys, cached) = (numbers(slots * row_len, 2), numbers(slots * row_len, 3));
-                let kv = LayerKv {
+                let kv = LayerKv::F32 {
                     keys: tensor(&keys, [slots, row_len]),
                     values: tensor(&cached, [slots, row_len]),
                 };
@@ -159,14 +198,36 @@ fn attentions() {
                     &args,
                 ));
                 for isa in Isa::available() {
-                    let attention = attention::Attention {
-                        q: &q,
-                        keys: &keys,
-                        values: &cached,
-                        input: &batch.input,
-                        args: &args,
+                    let cache = attention::Cache {
+                        keys: &keys[..],
+                        values: &cached[..],
+                        head_pitch: head_dim,
+                        scales: None,
                     };
-                    assert_close(isa, &attention.run(isa), &expected, &format!("{args:?}"));
+                    let (q, input, args) = (&q[..], &batch.input, &args);
+                    let found = attention::Attention { q, cache, input, args }.run(isa);
+                    assert_close(isa, &found, &expected, &format!("{args:?}"));
+                }
+                let coded = kv.quantize(kv_heads);
+                let expected = values(attention_op::paged_attention_reference(
+                    tensor(&q, [19, heads * head_dim]),
+                    &coded,
+                    &batch,
+                    &args,
+                ));
+                let LayerKv::Int8 { keys, values: cached } = coded else { panic!("not coded") };
+                let scales = [&keys, &cached].map(|rows| readable(&rows.scales));
+                let [keys, cached] = [keys, cached].map(|rows| words(rows.codes));
+                for isa in Isa::available() {
+                    let cache = attention::Cache {
+                        keys: codes(&keys),
+                        values: codes(&cached),
+                        head_pitch: head_dim.next_multiple_of(WORD),
+                        scales: Some([slice(&scales[0]), slice(&scales[1])]),
+                    };
+                    let (q, input, args) = (&q[..], &batch.input, &args);
+                    let found = attention::Attention { q, cache, input, args }.run(isa);
+                    assert_close(isa, &found, &expected, &format!("codes {args:?}"));
                 }
             }
         }

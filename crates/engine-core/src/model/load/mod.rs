@@ -17,9 +17,7 @@ pub use planned::{PlannedTensor, planned_tensors};
 pub use report::{LoadEntry, LoadReport, Treatment};
 
 use super::{Model, layer::DecoderLayer, layer::LayerShape, layer::Linear};
-use crate::{
-    LoadError, ModelBackend, ModelConfig, Rope, WeightSource, ops::attention::AttentionArgs,
-};
+use crate::{LoadError, ModelBackend, ModelConfig, Rope, WeightSource};
 use matrix::MatrixReader;
 use parts::{MatrixParts, layer_prefix};
 
@@ -88,8 +86,7 @@ fn check_plan(
     }
     let matrices = MatrixParts::all(config, source.model_prefix());
     let pieces = matrices.iter().flat_map(|matrix| &matrix.parts).flat_map(|part| &part.pieces);
-    let names: Vec<&str> =
-        pieces.flat_map(|piece| &piece.names).map(String::as_str).collect();
+    let names: Vec<&str> = pieces.flat_map(|piece| &piece.names).map(String::as_str).collect();
     match plan.unmatched_rule(&names, config.num_layers) {
         Some(pattern) => Err(LoadError::UnmatchedRule {
             plan: plan.to_string(),
@@ -143,26 +140,8 @@ impl<B: ModelBackend> Loader<'_, B> {
             gate_up_proj: self
                 .linear(&MatrixParts::gate_up_proj(config, &layer), config.mlp_bias)?,
             down_proj: self.linear(&MatrixParts::down_proj(config, &layer), config.mlp_bias)?,
-            shape: self.shape(i),
+            shape: LayerShape::of(config, i),
         })
-    }
-
-    fn shape(&self, i: usize) -> LayerShape {
-        let config = self.config;
-        let layer = config.layers[i];
-        LayerShape {
-            attention: AttentionArgs {
-                heads: config.num_heads,
-                kv_heads: config.num_kv_heads,
-                head_dim: config.head_dim,
-                scale: config.attention_scale,
-                softcap: config.attention_softcap,
-                window: layer.window,
-            },
-            rope: layer.rope,
-            activation: config.activation,
-            eps: config.rms_norm_eps,
-        }
     }
 
     /// One matrix, and its bias likewise.

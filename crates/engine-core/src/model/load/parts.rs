@@ -97,12 +97,7 @@ impl MatrixParts {
 
     /// Projections of the same input: tensors of their own, or rows of `fused` where the
     /// checkpoint has them as one.
-    fn projections(
-        config: &ModelConfig,
-        block: &str,
-        fused: &str,
-        rows: &[(&str, usize)],
-    ) -> Self {
+    fn projections(config: &ModelConfig, block: &str, fused: &str, rows: &[(&str, usize)]) -> Self {
         let name = |name: &str| format!("{block}{name}");
         let parts = if config.fused_projections {
             let names = |part: &str| vec![name(part), name(fused)];

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use engine_quant::simd::{self, Kernel, Simd};
+use engine_quant::simd::{self, Kernel, Simd, StoredFloat};
 
 use super::super::{
     math::{self, Map},
@@ -12,8 +12,8 @@ use super::{Attention, PARTITION, Partial, TILE, Tile};
 use crate::ops::attention::AttentionArgs;
 
 /// One tile over one partition.
-pub struct PartitionKernel<'a> {
-    pub attention: &'a Attention<'a>,
+pub struct PartitionKernel<'a, T> {
+    pub attention: &'a Attention<'a, T>,
     pub tile: &'a Tile,
     pub partition: usize,
     /// Room for the scores, `[TILE, PARTITION]`.
@@ -22,7 +22,7 @@ pub struct PartitionKernel<'a> {
     pub part: &'a mut Partial,
 }
 
-impl Kernel for PartitionKernel<'_> {
+impl<T: StoredFloat> Kernel for PartitionKernel<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -33,6 +33,9 @@ impl Kernel for PartitionKernel<'_> {
         let cut = |seen: Range<usize>| whole.start.max(seen.start)..whole.end.min(seen.end);
         let positions = cut(tile.seen.clone());
         let rows = attention.row_starts(tile, positions.clone());
+        let scales = attention.cache.scales.map(|scales| {
+            scales.map(|scales| attention.row_scales(tile, positions.clone(), scales))
+        });
         // What each query sees, counted from the first position of the tile.
         let mut ranges = [(0, 0); TILE];
         let count = tile.queries.len();
@@ -42,7 +45,8 @@ impl Kernel for PartitionKernel<'_> {
                 ranges[i] = (seen.start - positions.start, seen.end - positions.start);
             }
         }
-        let mut block = Block { s, attention, tile, rows: &rows, ranges: &ranges, scores };
+        let scales = scales.as_ref();
+        let mut block = Block { s, attention, tile, rows: &rows, scales, ranges: &ranges, scores };
         let mut first = 0;
         while first < count {
             let left = count - first;
@@ -105,19 +109,27 @@ impl Map for ExpMinus {
     }
 }
 
-struct Block<'a, S> {
+struct Block<'a, S, T> {
     s: S,
-    attention: &'a Attention<'a>,
+    attention: &'a Attention<'a, T>,
     tile: &'a Tile,
     /// Where each position's row starts in the cache, checked to lie in it.
     rows: &'a [usize; PARTITION],
+    /// What each position's key and value are multiplied by.
+    scales: Option<&'a [[f32; PARTITION]; 2]>,
     /// Positions that each query sees, as indices of `rows`.
     ranges: &'a [(usize, usize); TILE],
     /// `[TILE, PARTITION]`.
     scores: &'a mut [f32],
 }
 
-impl<S: Simd> Block<'_, S> {
+/// `x[i] · factors[i]`
+#[inline(always)]
+fn multiply(x: &mut [f32], factors: &[f32]) {
+    x.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
+}
+
+impl<S: Simd, T: StoredFloat> Block<'_, S, T> {
     /// `q · k` of `R` queries from `first` on; returns `R`.
     #[inline(always)]
     fn scores<const R: usize>(&mut self, first: usize) -> usize {
@@ -133,7 +145,7 @@ impl<S: Simd> Block<'_, S> {
                 (start, end) = (start.min(range.0), end.max(range.1));
             }
         }
-        let keys = self.attention.keys;
+        let keys = self.attention.cache.keys;
         let mut j = start;
         while j < end {
             if j + 4 <= end {
@@ -160,7 +172,9 @@ impl<S: Simd> Block<'_, S> {
         R
     }
 
-    /// Turns one query's scores into weights; returns their maximum and the weights' sum.
+    /// Turns one query's scores into weights; returns their maximum and the weights' sum. The
+    /// scales of the keys multiply the scores and those of the values the weights, so that the
+    /// products see codes alone.
     #[inline(always)]
     fn softmax(&mut self, query: usize, args: &AttentionArgs) -> (f32, f32) {
         let s = self.s;
@@ -169,6 +183,9 @@ impl<S: Simd> Block<'_, S> {
             return (0.0, 0.0);
         }
         let scores = &mut self.scores[query * PARTITION..][start..end];
+        if let Some([keys, _]) = self.scales {
+            multiply(scores, &keys[start..end]);
+        }
         match args.softcap {
             None => math::map_in_place(s, scores, Scale(args.scale)),
             Some(cap) => math::map_in_place(s, scores, Cap { scale: args.scale, cap }),
@@ -180,7 +197,11 @@ impl<S: Simd> Block<'_, S> {
             return (0.0, if nan { f32::NAN } else { 0.0 });
         }
         math::map_in_place(s, scores, ExpMinus(max));
-        (max, math::sum(s, scores))
+        let sum = math::sum(s, scores);
+        if let Some([_, values]) = self.scales {
+            multiply(scores, &values[start..end]);
+        }
+        (max, sum)
     }
 
     /// Adds the weighted values of `R` queries from `first` on to `out [TILE, head_dim]`; returns
@@ -248,10 +269,10 @@ impl<S: Simd> Block<'_, S> {
             }
         }
         for j in rows {
-            let values = &self.attention.values[self.rows[j] + column..][..width];
+            let values = &self.attention.cache.values[self.rows[j] + column..][..width];
             for n in 0..N {
                 // SAFETY: `values` has `N · LANES` elements.
-                let value = unsafe { s.load(values.as_ptr().add(n * S::LANES)) };
+                let value = unsafe { T::load(s, values.as_ptr().add(n * S::LANES)) };
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let weight = s.splat(self.scores[(first + r) * PARTITION + j]);
                     sums[n] = s.mul_add(weight, value, sums[n]);
@@ -287,9 +308,9 @@ impl<S: Simd> Block<'_, S> {
             *sum = unsafe { s.load_partial(from.as_ptr(), width) };
         }
         for j in rows {
-            let values = &self.attention.values[self.rows[j] + column..][..width];
+            let values = &self.attention.cache.values[self.rows[j] + column..][..width];
             // SAFETY: `values` has `width < LANES` elements.
-            let value = unsafe { s.load_partial(values.as_ptr(), width) };
+            let value = unsafe { T::load_partial(s, values.as_ptr(), width) };
             for (r, sum) in sums.iter_mut().enumerate() {
                 let weight = s.splat(self.scores[(first + r) * PARTITION + j]);
                 *sum = s.mul_add(weight, value, *sum);

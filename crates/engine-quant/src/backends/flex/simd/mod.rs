@@ -32,8 +32,8 @@ mod x86_avx2;
 #[cfg(target_arch = "x86_64")]
 mod x86_avx512;
 
-pub use dot::{dot, dot_tile};
 pub(crate) use dot::sum_tile;
+pub use dot::{dot, dot_tile};
 pub use stored::StoredFloat;
 
 use std::sync::LazyLock;
@@ -150,6 +150,12 @@ pub trait Simd: Copy + Send + Sync {
     /// # Safety
     /// `len` floats can be read at `from`.
     unsafe fn load_partial(self, from: *const f32, len: usize) -> Self::V;
+
+    /// Reads and widens `LANES` numbers.
+    ///
+    /// # Safety
+    /// They can be read at `from`.
+    unsafe fn load_i8(self, from: *const i8) -> Self::V;
 
     /// Reads and widens `LANES` numbers.
     ///

@@ -80,6 +80,17 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8) -> Self::V {
+        // SAFETY: the caller vouches for the numbers.
+        let stored = unsafe { from.cast::<[i8; LANES]>().read() };
+        let mut v = [0.0; LANES];
+        for l in 0..LANES {
+            v[l] = f32::from(stored[l]);
+        }
+        v
+    }
+
+    #[inline(always)]
     unsafe fn load_f16(self, from: *const f16) -> Self::V {
         // SAFETY: the caller vouches for the numbers.
         let stored = unsafe { from.cast::<[f16; LANES]>().read() };

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use super::Simd;
 
-/// A float that matrices are stored in, widened to `f32` in registers.
+/// A number that matrices are stored in, widened to `f32` in registers.
 pub trait StoredFloat: Pod + Element + Send + Sync {
     /// Reads and widens `S::LANES` numbers.
     ///
@@ -41,6 +41,14 @@ impl StoredFloat for f32 {
     unsafe fn load_partial<S: Simd>(s: S, from: *const Self, len: usize) -> S::V {
         // SAFETY: the caller's promise.
         unsafe { s.load_partial(from, len) }
+    }
+}
+
+impl StoredFloat for i8 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_i8(from) }
     }
 }
 

@@ -51,6 +51,24 @@ fn every_half_float_is_widened_exactly() {
 }
 
 #[test]
+fn every_byte_is_widened_with_its_sign() {
+    struct Widen;
+    impl Kernel for Widen {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let bytes: Vec<i8> = (i8::MIN..=i8::MAX).collect();
+            for bytes in bytes.chunks_exact(S::LANES) {
+                // SAFETY: there are `LANES` numbers.
+                let wide = lanes(s, unsafe { s.load_i8(bytes.as_ptr()) });
+                assert_eq!(wide, bytes.iter().map(|&b| f32::from(b)).collect::<Vec<_>>());
+            }
+        }
+    }
+    on_each(|| Widen);
+}
+
+#[test]
 fn partial_loads_fill_up_with_zeros() {
     struct Partial;
     impl Kernel for Partial {
@@ -61,11 +79,13 @@ fn partial_loads_fill_up_with_zeros() {
                 let wide: Vec<f32> = (1..=len).map(|i| i as f32).collect();
                 let half: Vec<f16> = wide.iter().copied().map(f16::from_f32).collect();
                 let brain: Vec<bf16> = wide.iter().copied().map(bf16::from_f32).collect();
+                let bytes: Vec<i8> = (1..=len as i8).collect();
                 let mut expected = wide.clone();
                 expected.resize(S::LANES, 0.0);
                 // SAFETY: each vector has `len` elements, fewer than `LANES`.
                 unsafe {
                     assert_eq!(lanes(s, s.load_partial(wide.as_ptr(), len)), expected);
+                    assert_eq!(lanes(s, i8::load_partial(s, bytes.as_ptr(), len)), expected);
                     assert_eq!(lanes(s, f16::load_partial(s, half.as_ptr(), len)), expected);
                     assert_eq!(lanes(s, bf16::load_partial(s, brain.as_ptr(), len)), expected);
                 }
@@ -162,7 +182,8 @@ fn four_bit_codes_are_looked_up_in_the_order_of_columns() {
             let table: Vec<f32> = (0..16).map(|i| (i as f32 - 7.5) * 0.3).collect();
             let halves = [vector(s, &table), vector(s, &table[16 - S::LANES..])];
             for seed in 0..50_usize {
-                let codes: Vec<u8> = (0..32).map(|i| ((i * 7 + seed * i + seed) % 16) as u8).collect();
+                let codes: Vec<u8> =
+                    (0..32).map(|i| ((i * 7 + seed * i + seed) % 16) as u8).collect();
                 let mut chunk = [0; 16];
                 crate::Bits::Four.pack_row(&codes, &mut chunk);
                 let mut found = Vec::new();

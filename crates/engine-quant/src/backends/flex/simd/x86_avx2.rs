@@ -51,6 +51,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8) -> __m256 {
+        // SAFETY: see above.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
+    }
+
+    #[inline(always)]
     unsafe fn load_f16(self, from: *const f16) -> __m256 {
         // SAFETY: see above.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
