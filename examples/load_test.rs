@@ -4,22 +4,17 @@
 
 mod support;
 
-use std::{
-    ops::RangeInclusive,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    str::FromStr,
-};
+use std::{ops::RangeInclusive, path::PathBuf, process::ExitCode, str::FromStr};
 
 use clap::Parser;
 use engine_bench::{
-    ImageFormat, Machine,
+    Machine,
     load::{Arrivals, LatencyLimits, LoadPlan, RunProgress, Sweep, Workload, read_trace_file},
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use support::{
     Failure, ModelOptions,
-    output::{self, WholeFile},
+    output::{self, PlotFile, WholeFile},
 };
 
 #[derive(Parser)]
@@ -114,22 +109,18 @@ fn load_test(options: Options) -> Result<(), Failure> {
     plan.check()?;
     options.model.device.select()?;
     let json = options.json.as_deref().map(WholeFile::create).transpose()?;
-    let plot = options.plot.as_deref().map(plot_file).transpose()?;
+    let plot = options.plot.as_deref().map(PlotFile::create).transpose()?;
     eprintln!("measuring the machine");
     let machine = Machine::measure(options.model.device, options.model.threads)?;
     let report = plan.run(machine, &|| options.model.builder(), &mut show_progress()?)?;
     if let Some(file) = json {
         file.write(&serde_json::to_vec_pretty(&report)?)?;
     }
-    if let Some((file, format)) = plot {
+    if let Some(PlotFile { file, format }) = plot {
         file.write(&report.plot(format)?)?;
     }
     output::print(&report.markdown())?;
     Ok(())
-}
-
-fn plot_file(path: &Path) -> Result<(WholeFile, ImageFormat), Failure> {
-    Ok((WholeFile::create(path)?, ImageFormat::of(path)?))
 }
 
 fn arrivals(options: &Options) -> Result<Arrivals, Failure> {

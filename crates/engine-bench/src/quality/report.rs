@@ -23,7 +23,7 @@ pub struct QualityReport {
 }
 
 /// One candidate.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct QualityRow {
     /// The scheme, or the name of the model that was compared.
     pub scheme: String,
@@ -69,10 +69,11 @@ pub struct QualityRow {
 ///
 /// The limits are where well-known schemes of large models lie: 8 bits lose less than 0.002, good
 /// 4 bits less than 0.02, 3 bits less than 0.1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Loss {
     /// It is the reference, or equal to it.
+    #[default]
     None,
     /// Below 0.002.
     NotMeasurable,
