@@ -1,7 +1,7 @@
 //! Tokenizers rebuilt from what GGUF files say of them.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -197,15 +197,25 @@ fn converted(name: &str, model: &str, pre: Option<&str>) -> GgufVocabulary {
         let kind = if token["special"] == true { 3 } else { 4 };
         set(token["id"].as_u64().unwrap() as usize, token["content"].as_str().unwrap(), kind);
     }
-    let merges = file["model"]["merges"].as_array().unwrap();
+    let merges: Vec<String> = file["model"]["merges"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|merge| merge.as_str().unwrap().to_owned())
+        .collect();
+    // The merges of a SentencePiece model are listed by the score of what they make.
+    let mut ranks = HashMap::new();
+    for (rank, merge) in merges.iter().enumerate() {
+        ranks.entry(merge.replace(' ', "")).or_insert(rank);
+    }
+    let score = |token: &str| -(ranks.get(token).copied().unwrap_or(1 << 20) as f32);
     GgufVocabulary {
         model_name: name.to_owned(),
         model: model.to_owned(),
         pre: pre.map(str::to_owned),
-        // Pieces are numbered in the order in which they were learned.
-        scores: Some((0..tokens.len()).map(|id| -(id as f32)).collect()),
+        scores: Some(tokens.iter().map(|(token, _)| score(token)).collect()),
         token_types: Some(tokens.iter().map(|(_, kind)| *kind).collect()),
-        merges: Some(merges.iter().map(|merge| merge.as_str().unwrap().to_owned()).collect()),
+        merges: Some(merges),
         tokens: tokens.into_iter().map(|(token, _)| token).collect(),
         // The first added token is special in all of them.
         eos_id: file["added_tokens"][0]["id"].as_u64().map(|id| id as u32),
