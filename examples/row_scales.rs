@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 fn row_scales(options: &Options) -> Result<(), Failure> {
     let json = options.json.as_deref().map(WholeFile::create).transpose()?;
     let plots = options.plot.iter().map(PlotFile::create).collect::<Result<Vec<_>, _>>()?;
-    let path = resolve_model(&options.model, &mut |_, _, _| ())?;
+    let path = resolve_model(&options.model, &mut |_: &str, _, _| ())?;
     let measured = RowScales::measure(&path, options.seed)?;
     let mut files = Vec::new();
     if let Some(file) = json {

@@ -27,7 +27,15 @@ pub struct MatrixError {
     pub relative_error: Option<f64>,
 }
 
-/// The weights of a model, wherever they are.
+/// The configuration of a model, from its directory or its GGUF file.
+pub(super) fn read_config(path: &Path) -> Result<ModelConfig, LoadError> {
+    if path.is_file() {
+        return ModelConfig::from_gguf(&GgufFile::open(path)?);
+    }
+    ModelConfig::load(path)
+}
+
+/// The weights of a model, from its directory or its GGUF file.
 pub(super) fn open_weights(
     path: &Path,
     config: &ModelConfig,
@@ -62,7 +70,7 @@ pub(super) fn errors_of_plan(
     Ok(errors)
 }
 
-/// The errors of the tensors that another file of the same model has in other numbers.
+/// The errors of the tensors that another file of the same model has in few bits.
 pub(super) fn errors_of_model(
     reference: &dyn WeightSource,
     candidate: &dyn WeightSource,
@@ -72,23 +80,22 @@ pub(super) fn errors_of_model(
     let mut errors = Vec::new();
     let (prefix, other_prefix) = (reference.model_prefix(), candidate.model_prefix());
     for tensor in planned_tensors(config, prefix, &SchemePlan::default()) {
-        let values = numbers(reference.matrix(&tensor.name, tensor.shape)?);
         let other_name = match tensor.name.strip_prefix(prefix) {
             Some(rest) => format!("{other_prefix}{rest}"),
             None => tensor.name.clone(),
         };
+        let stored_type = candidate.stored_type(&other_name);
+        // Floats of another width are not what is priced here.
+        if matches!(stored_type.as_str(), "F32" | "F16" | "BF16") {
+            continue;
+        }
+        let values = numbers(reference.matrix(&tensor.name, tensor.shape)?);
         let stored = candidate.matrix(&other_name, tensor.shape)?;
         let (format, num_bytes) = match &stored {
             StoredMatrix::Packed(packed) => (packed.format.clone(), packed.num_bytes()),
-            StoredMatrix::Dense(data) => {
-                (candidate.stored_type(&other_name), data.as_bytes().len())
-            }
+            StoredMatrix::Dense(data) => (stored_type, data.as_bytes().len()),
         };
-        let is_dense = matches!(stored, StoredMatrix::Dense(_));
         let error = relative(&[Squares::of(&values, &numbers(stored))]);
-        if is_dense && error == 0.0 {
-            continue;
-        }
         errors.push(MatrixError {
             name: short(&tensor.name),
             format,

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use engine::{ModelConfig, SchemePlan};
+use engine::SchemePlan;
 use engine_core::{StoredMatrix, planned_tensors};
 use engine_quant::{Grid, SliceRows, round_to_nearest};
 use plotters::chart::SeriesLabelPosition;
 use serde::Serialize;
 
-use super::layers::{Squares, open_weights, relative};
+use super::layers::{Squares, open_weights, read_config, relative};
 use crate::{
     BenchError, ImageFormat,
     plot::{self, Axis, Curve, Panel, Point},
@@ -63,7 +63,7 @@ impl RowScales {
             RowScalesEntry::of(format!("random, {spread}"), &values, SIZE)
         });
         let random = random.collect::<Result<_, _>>()?;
-        let config = ModelConfig::load(path)?;
+        let config = read_config(path)?;
         let weights = open_weights(path, &config)?;
         let mut model = Vec::new();
         for tensor in planned_tensors(&config, weights.model_prefix(), &SchemePlan::default()) {

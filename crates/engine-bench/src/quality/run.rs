@@ -11,7 +11,7 @@ use engine_core::WeightSource;
 use super::{
     QualityReport, QualityRow,
     candidate::Candidate,
-    layers::{errors_of_model, errors_of_plan, open_weights},
+    layers::{errors_of_model, errors_of_plan, open_weights, read_config},
     reference::Reference,
 };
 use crate::{
@@ -112,7 +112,7 @@ impl QualityPlan {
     /// If something cannot be loaded or scored; the run ends with the first candidate that fails.
     pub fn run(&self, progress: &mut dyn FnMut(QualityStage)) -> Result<QualityReport, BenchError> {
         self.check()?;
-        let path = resolve_model(&self.model, &mut |_, _, _| ())?;
+        let path = resolve_model(&self.model, &mut |_: &str, _, _| ())?;
         let reference = Candidate::of_plan(&path, &SchemePlan::default());
         let candidates = Candidate::all(self, &path)?;
         let machine = match self.speed {
@@ -187,7 +187,7 @@ impl Run<'_> {
         (self.progress)(QualityStage::Note(format!("loading {}", row.name())));
         reset_peak_memory();
         let path = candidate.path.display().to_string();
-        let config = ModelConfig::load(&candidate.path)?;
+        let config = read_config(&candidate.path)?;
         let task = self.task(&config);
         let context = (task.prompt_len + task.output_len).max(self.context(&config));
         let blocks = context.div_ceil(BLOCK) + 1;

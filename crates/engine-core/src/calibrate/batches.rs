@@ -22,7 +22,7 @@ impl<B: ModelBackend> Batch<B> {
     pub fn allocate_kv(&self, config: &ModelConfig, device: &B::Device) -> LayerKv<B> {
         let shape = [self.slots, config.kv_row_len()];
         let zeros = || Tensor::zeros(shape, (device, DType::F32));
-        LayerKv { keys: zeros(), values: zeros() }
+        LayerKv::F32 { keys: zeros(), values: zeros() }
     }
 }
 
