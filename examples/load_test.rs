@@ -14,7 +14,7 @@ use engine_bench::{
 use indicatif::{ProgressBar, ProgressStyle};
 use support::{
     Failure, ModelOptions,
-    output::{self, WholeFile},
+    output::{self, PlotFile, WholeFile},
 };
 
 #[derive(Parser)]
@@ -68,7 +68,7 @@ struct Options {
     /// Write the report as JSON too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Draw throughput against latency, as SVG
+    /// Draw throughput against latency, as .svg or .png
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 }
@@ -109,15 +109,15 @@ fn load_test(options: Options) -> Result<(), Failure> {
     plan.check()?;
     options.model.device.select()?;
     let json = options.json.as_deref().map(WholeFile::create).transpose()?;
-    let plot = options.plot.as_deref().map(WholeFile::create).transpose()?;
+    let plot = options.plot.as_deref().map(PlotFile::create).transpose()?;
     eprintln!("measuring the machine");
     let machine = Machine::measure(options.model.device, options.model.threads)?;
     let report = plan.run(machine, &|| options.model.builder(), &mut show_progress()?)?;
     if let Some(file) = json {
         file.write(&serde_json::to_vec_pretty(&report)?)?;
     }
-    if let Some(file) = plot {
-        file.write(report.svg()?.as_bytes())?;
+    if let Some(PlotFile { file, format }) = plot {
+        file.write(&report.plot(format)?)?;
     }
     output::print(&report.markdown())?;
     Ok(())

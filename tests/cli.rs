@@ -503,3 +503,58 @@ fn a_load_test_of_a_trace_or_of_nonsense() {
     refused_saying("load_test", &["--plot", &path("no/load.svg")], &["load.svg"]);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
 }
+
+#[test]
+fn quality_writes_its_table_its_json_and_its_plots() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    fs::write(path("text.txt"), "Once upon a time there was a dog.<|endoftext|>The end.").unwrap();
+    let plots = format!("{},{}", path("price.svg"), path("price.png"));
+    let text = ["--device", "cpu", "--threads", "1", "--text", &path("text.txt")];
+    let schemes = ["--schemes", "none,int8,int4:group=64:asym", "--repeats", "1"];
+    let files = ["--json", &path("price.json"), "--plot", &plots];
+    let table = accepted("quality", &[&text[..], &schemes, &files].concat());
+    for row in ["\n| none |", "\n| int8 |", "\n| int4:group=64:asym |", "\n- int8: "] {
+        assert_eq!(table.matches(row).count(), 1, "{row}: {table}");
+    }
+    let report: Value = serde_json::from_slice(&fs::read(path("price.json")).unwrap()).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(
+        (rows.len(), &rows[0]["kl_nats"], &rows[0]["loss"]),
+        (3, &0.0.into(), &"none".into())
+    );
+    assert!(rows.iter().all(|row| row["decode_tokens_per_s"].as_f64().unwrap() > 0.0), "{report}");
+    let svg = fs::read_to_string(path("price.svg")).unwrap();
+    assert!(svg.contains("perplexity") && svg.contains("3 int4:group=64:asym"));
+    assert!(fs::read(path("price.png")).unwrap().starts_with(b"\x89PNG"));
+}
+
+#[test]
+fn quality_refuses_nonsense_and_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let json = path("price.json");
+    let refused = |arguments: &[&str], words: &[&str]| {
+        let fixed = ["--device", "cpu", "--repeats", "0", "--json", &json];
+        refused_saying("quality", &[&fixed[..], arguments].concat(), words);
+    };
+    refused(&["--schemes", "int9"], &["int9"]);
+    refused(&["--schemes", "int4:method=gptq"], &["--calibration"]);
+    refused(&["--text", &path("missing.txt")], &["missing.txt"]);
+    refused(&["--plot", &path("price.jpeg")], &["price.jpeg", ".png"]);
+    refused(&["--plot", &path("no/price.svg")], &["price.svg"]);
+    refused(&["--models", &path("no_model")], &["no_model"]);
+    refused(&["--method", "chunked:5000"], &["5000"]);
+    assert!(is_empty(folder.path()));
+}
+
+#[test]
+fn row_scales_answers_with_a_table_and_a_plot() {
+    let folder = tempfile::tempdir().unwrap();
+    let plot = folder.path().join("rows.png").display().to_string();
+    let table = accepted("row_scales", &["--plot", &plot, "--seed", "3"]);
+    assert!(table.contains("| random, 1000 |") && table.contains("down_proj"), "{table}");
+    assert!(table.contains("\nOne scale per row."), "{table}");
+    assert!(fs::read(&plot).unwrap().starts_with(b"\x89PNG"));
+    refused_saying("row_scales", &["--model", "/no/model", "--plot", &plot], &["/no/model"]);
+}

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use engine_bench::ImageFormat;
 use tempfile::NamedTempFile;
 
 use super::Failure;
@@ -71,6 +72,22 @@ impl WholeFile {
     pub fn write(mut self, bytes: &[u8]) -> Result<(), Failure> {
         self.append(bytes)?;
         self.finish()
+    }
+}
+
+/// A chart that appears when it is complete, in the format that its name asks for.
+pub struct PlotFile {
+    pub file: WholeFile,
+    pub format: ImageFormat,
+}
+
+impl PlotFile {
+    /// Makes sure that the format is known and the file can be written.
+    pub fn create(path: impl AsRef<Path>) -> Result<Self, Failure> {
+        Ok(Self {
+            format: ImageFormat::of(path.as_ref())?,
+            file: WholeFile::create(path.as_ref())?,
+        })
     }
 }
 

@@ -1,8 +1,11 @@
 use std::{io, path::PathBuf};
 
 use engine::{DeviceError, EngineError, GenerateError, HubError, LoadError, SubmitError};
+use engine_quant::QuantError;
 use engine_sched::simulation::TraceError;
 use thiserror::Error;
+
+use crate::perplexity::PerplexityError;
 
 /// Why something could not be measured.
 #[derive(Debug, Error)]
@@ -68,6 +71,34 @@ pub enum BenchError {
         /// What the drawing library said.
         message: String,
     },
+    /// A file's name asks for a format that charts are not drawn in.
+    #[error("cannot draw {}: a chart's name ends in .svg or .png", path.display())]
+    ImageFormat {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A text could not be scored.
+    #[error(transparent)]
+    Perplexity(#[from] PerplexityError),
+    /// Two models cannot be compared.
+    #[error("the reference has a vocabulary of {expected} tokens, this model one of {found}")]
+    OtherVocabulary {
+        /// Of the reference.
+        expected: usize,
+        /// Of the other model.
+        found: usize,
+    },
+    /// The reference's logits could not be kept.
+    #[error("the folder for temporary files, {}, cannot keep logits: {source}", folder.display())]
+    Scratch {
+        /// The folder.
+        folder: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A matrix could not be quantized.
+    #[error(transparent)]
+    Quantize(#[from] QuantError),
     /// A file of random weights could not be written.
     #[error("cannot write {size_mib} MiB of random weights to {}: {source}", path.display())]
     Write {

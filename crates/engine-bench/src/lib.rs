@@ -4,6 +4,7 @@
 //! * [`run`]: the table of a [`Plan`]: for each model, format and batch how long the first token
 //!   takes, how many follow in a second, and how much of what the machine can do that is.
 //! * [`load`]: what becomes of latencies when requests arrive on their own clock.
+//! * [`quality`]: what weights in few bits save, and what they lose.
 //! * [`Machine`]: what the machine is and can do, measured before anything else.
 //! * [`Shape`] and [`RandomModel`]: random weights in the shape of a real model, for measuring
 //!   without a download.
@@ -26,6 +27,8 @@ mod machine;
 mod measure;
 pub mod perplexity;
 mod plan;
+mod plot;
+pub mod quality;
 mod random_model;
 mod report;
 mod shape;
@@ -35,6 +38,7 @@ pub use bandwidth::read_bandwidth;
 pub use error::BenchError;
 pub use machine::Machine;
 pub use plan::{Plan, Source, Stage, run};
+pub use plot::ImageFormat;
 pub use random_model::RandomModel;
 pub use report::{Report, Row, Spread};
 pub use shape::{Shape, ShapeFamily};

@@ -5,7 +5,7 @@
 
 use std::{fmt, str::FromStr};
 
-use engine::{Engine, Generation, PromptReport, Request, RunError, TokenizerError};
+use engine::{Engine, EngineInfo, Generation, PromptReport, Request, RunError, TokenizerError};
 use serde::Serialize;
 use thiserror::Error;
 
@@ -123,7 +123,7 @@ impl Method {
         Ok(windows.into_iter().filter(|window| window.tokens.len() > window.first_scored).collect())
     }
 
-    fn longest_window(self) -> Option<usize> {
+    pub(crate) fn longest_window(self) -> Option<usize> {
         match self {
             Self::PerDocument => None,
             Self::Chunked { len } | Self::Strided { len, .. } => Some(len),
@@ -144,6 +144,22 @@ fn strided(ids: &[u32], len: usize, stride: usize) -> Vec<Window> {
     windows
 }
 
+/// The windows of a text for a model, at least one; documents are cut at `context`.
+pub(crate) fn text_windows(
+    info: &EngineInfo,
+    text: &str,
+    method: Method,
+    context: usize,
+) -> Result<Vec<Window>, PerplexityError> {
+    let tokenizer = info.tokenizer.as_ref().ok_or(PerplexityError::NoTokenizer)?;
+    if let Some(len) = method.longest_window().filter(|len| *len > context) {
+        return Err(PerplexityError::WindowTooLong { len, context });
+    }
+    let bos = tokenizer.bos_id().or(info.config.bos_token_id);
+    let windows = method.windows(text, bos, context, |part| tokenizer.encode(part, false))?;
+    if windows.is_empty() { Err(PerplexityError::NothingToScore) } else { Ok(windows) }
+}
+
 /// Windows that are given to the engine at once.
 const IN_FLIGHT: usize = 16;
 
@@ -158,13 +174,7 @@ pub fn perplexity(
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Perplexity, PerplexityError> {
     let info = engine.info();
-    let tokenizer = info.tokenizer.as_ref().ok_or(PerplexityError::NoTokenizer)?;
-    let context = info.max_context;
-    if let Some(len) = method.longest_window().filter(|len| *len > context) {
-        return Err(PerplexityError::WindowTooLong { len, context });
-    }
-    let bos = tokenizer.bos_id().or(info.config.bos_token_id);
-    let windows = method.windows(text, bos, context, |part| tokenizer.encode(part, false))?;
+    let windows = text_windows(info, text, method, info.max_context)?;
     let (mut nll, mut scored, mut done) = (0.0, 0, 0);
     for group in windows.chunks(IN_FLIGHT) {
         let running = group
@@ -185,9 +195,6 @@ pub fn perplexity(
             done += 1;
             progress(done, windows.len());
         }
-    }
-    if scored == 0 {
-        return Err(PerplexityError::NothingToScore);
     }
     let mean_nll = nll / scored as f64;
     let weight_bytes = info.memory.weight_bytes;

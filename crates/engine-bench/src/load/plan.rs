@@ -220,6 +220,7 @@ mod tests {
     use engine_sched::simulation::Workload;
 
     use super::*;
+    use crate::ImageFormat;
 
     const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/models/stories260K");
 
@@ -281,7 +282,7 @@ mod tests {
         assert_eq!(report.sweep.iter().filter(|run| run.knee).count(), 1);
         let text = report.markdown();
         assert_eq!(text.matches("knee").count(), 2, "{text}");
-        let svg = report.svg().unwrap();
+        let svg = String::from_utf8(report.plot(ImageFormat::Svg).unwrap()).unwrap();
         assert!(svg.contains("<svg") && svg.contains("knee") && svg.trim_end().ends_with("</svg>"));
     }
 

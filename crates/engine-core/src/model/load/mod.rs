@@ -4,6 +4,7 @@ mod dense;
 mod estimate;
 mod matrix;
 mod parts;
+mod planned;
 mod report;
 
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use burn_tensor::{DType, Tensor, TensorData};
 use engine_quant::{SchemePlan, WeightMatrix};
 
 pub use estimate::planned_weight_bytes;
+pub use planned::{PlannedTensor, planned_tensors};
 pub use report::{LoadEntry, LoadReport, Treatment};
 
 use super::{Model, layer::DecoderLayer, layer::LayerShape, layer::Linear};
