@@ -8,7 +8,7 @@ use engine_quant::SchemePlan;
 use engine_sched::{CacheEpochs, Preemption, Scheduler, SchedulerConfig};
 
 use crate::execute::ModelExecutor;
-use crate::memory::KvWish;
+use crate::memory::{KvSize, KvWish};
 use crate::model_files::ModelFiles;
 use crate::runner::{ModelRunner, Runner, panic_message};
 use crate::step::EngineCore;
@@ -50,7 +50,7 @@ pub struct EngineBuilder {
     device: Device,
     quantization: SchemePlan,
     threads: Option<usize>,
-    kv_cache_bytes: Option<usize>,
+    kv_size: KvSize,
     kv_format: KvFormat,
     swap_bytes: usize,
     preemption: Preemption,
@@ -70,7 +70,7 @@ impl EngineBuilder {
             device: Device::Auto,
             quantization: SchemePlan::default(),
             threads: None,
-            kv_cache_bytes: None,
+            kv_size: KvSize::Default,
             kv_format: KvFormat::default(),
             swap_bytes: 0,
             preemption: Preemption::default(),
@@ -106,7 +106,14 @@ impl EngineBuilder {
     /// Bytes of the KV storage, allocated once, rounded up to a whole block; by default room for
     /// several contexts, but at most two fifths of the memory that the weights leave free.
     pub fn kv_cache_bytes(mut self, bytes: usize) -> Self {
-        self.kv_cache_bytes = Some(bytes);
+        self.kv_size = KvSize::Bytes(bytes);
+        self
+    }
+
+    /// Makes the KV storage this part, above 0 and at most 1, of the memory that the weights leave
+    /// free, rounded down to a whole block; only where the device says how much is free.
+    pub fn kv_cache_fraction(mut self, fraction: f64) -> Self {
+        self.kv_size = KvSize::Fraction(fraction);
         self
     }
 
@@ -225,6 +232,11 @@ impl EngineBuilder {
             ("max_batched_tokens", self.max_batched_tokens),
             ("max_sequences", self.max_sequences),
         ];
+        if let KvSize::Fraction(part) = self.kv_size
+            && !(part > 0.0 && part <= 1.0)
+        {
+            return Err(setting("kv_cache_fraction", format!("{part} is not in 0 < part <= 1")));
+        }
         match positive.into_iter().find(|(_, value)| *value == 0) {
             Some((name, _)) => Err(setting(name, "0 is too few, give at least 1")),
             None => Ok(()),
@@ -260,9 +272,13 @@ impl EngineBuilder {
             Device::Cpu => memory::free_host_bytes(),
             _ => None,
         };
+        if matches!(self.kv_size, KvSize::Fraction(_)) && free.is_none() {
+            let message = "the device does not say how much is free: give kv_cache_bytes";
+            return Err(setting("kv_cache_fraction", message));
+        }
         let wish = KvWish {
             format: self.kv_format,
-            bytes: self.kv_cache_bytes,
+            size: self.kv_size,
             context: self.context(config)?,
             whole_context: self.max_context.is_some(),
             block_size: self.block_size,

@@ -28,12 +28,23 @@ const KV_DEFAULT_BYTES: usize = 1 << 30;
 /// Fewer positions than this are no use to anybody.
 const LEAST_TOKENS: usize = 256;
 
+/// How large the KV storage is to be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum KvSize {
+    /// Room for several contexts within a share of the free memory.
+    Default,
+    /// So many bytes.
+    Bytes(usize),
+    /// This part of the memory that the weights leave free.
+    Fraction(f64),
+}
+
 /// What the builder's settings say about the KV storage.
 pub(crate) struct KvWish {
     /// How keys and values are stored.
     pub format: KvFormat,
-    /// Its size, if it was given.
-    pub bytes: Option<usize>,
+    /// Its size.
+    pub size: KvSize,
     /// Positions of the longest sequence.
     pub context: usize,
     /// Whether that length was asked for, and not just the model's own limit.
@@ -43,8 +54,8 @@ pub(crate) struct KvWish {
 }
 
 impl MemoryPlan {
-    /// Plans the KV storage: `kv_cache_bytes` if given, else room for several contexts within a
-    /// share of the free memory, but at least `least` positions. Rounded up to whole blocks.
+    /// Plans the KV storage: the size that was asked for, else room for several contexts within a
+    /// share of the free memory, but at least for a short sequence. Rounded up to whole blocks.
     pub(crate) fn new(
         config: &ModelConfig,
         weight_bytes: usize,
@@ -52,13 +63,19 @@ impl MemoryPlan {
         wish: &KvWish,
     ) -> Self {
         let per_token = config.kv_bytes_per_token(wish.format).max(1);
-        let share = match free_bytes {
-            Some(free) => (free.saturating_sub(weight_bytes) as f64 * KV_SHARE) as usize,
+        let part = |part: f64| match free_bytes {
+            Some(free) => (free.saturating_sub(weight_bytes) as f64 * part) as usize,
             None => KV_DEFAULT_BYTES,
         };
-        let tokens = match wish.bytes {
-            Some(bytes) => (bytes / per_token).max(1),
-            None => {
+        let tokens = match wish.size {
+            KvSize::Bytes(bytes) => (bytes / per_token).max(1),
+            // Rounding up to a whole block must not exceed the part.
+            KvSize::Fraction(fraction) => {
+                let tokens = part(fraction) / per_token;
+                (tokens - tokens % wish.block_size).max(1)
+            }
+            KvSize::Default => {
+                let share = part(KV_SHARE);
                 let wanted = wish.context.saturating_mul(WANTED_CONTEXTS);
                 let least = if wish.whole_context { wish.context } else { LEAST_TOKENS };
                 (share / per_token).min(wanted).max(least.min(wish.context))

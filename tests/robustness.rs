@@ -109,6 +109,9 @@ fn wrong_settings_are_refused() {
         cpu().max_context(513),
         cpu().kv_cache_bytes(32 * 1280).max_context(33),
         cpu().swap_bytes(usize::MAX),
+        cpu().kv_cache_fraction(0.0),
+        cpu().kv_cache_fraction(1.01),
+        cpu().kv_cache_fraction(f64::NAN),
     ] {
         assert!(matches!(refuse(builder), EngineError::Setting { .. }));
     }
@@ -125,6 +128,16 @@ fn a_small_cache_shortens_the_context_and_says_so() {
     assert_eq!(engine.info().memory.kv_cache_bytes, 32 * 1280);
     let engine = builder("stories260K", Device::Cpu).kv_cache_bytes(1).load().unwrap();
     assert_eq!(engine.info().max_context, 16, "one block");
+}
+
+#[test]
+fn a_cache_may_be_a_part_of_the_free_memory() {
+    let load = |part| builder("stories260K", Device::Cpu).kv_cache_fraction(part).load().unwrap();
+    let memory = load(0.002).info().memory.clone();
+    let part = 0.002 * (memory.free_bytes.unwrap() - memory.weight_bytes) as f64;
+    let block = (16 * memory.kv_bytes_per_token) as f64;
+    let found = memory.kv_cache_bytes as f64;
+    assert!(found <= part && found > part - block, "{found} of {part}");
 }
 
 #[test]
