@@ -7,7 +7,10 @@ mod common;
 
 use common::{data, model};
 use engine::KvFormat;
-use engine_bench::quality::{Loss, QualityPlan, QualityReport, QualityRow};
+use engine_bench::{
+    ImageFormat,
+    quality::{Loss, QualityPlan, QualityReport, QualityRow},
+};
 use serde_json::Value;
 
 /// Our names of the references' schemes; they have no other name for blocks that cross rows.
@@ -164,6 +167,9 @@ fn bytes_errors_and_verdicts_of_a_mixed_plan() {
     assert!(none_kv.kl_nats > 0.0 && none_kv.loss == Loss::NotMeasurable, "{}", none_kv.kl_nats);
     assert_eq!((int8_kv.weight_bytes, &int8_kv.layers), (int8.weight_bytes, &int8.layers));
 
+    for (format, start) in [(ImageFormat::Svg, &b"<svg"[..]), (ImageFormat::Png, b"\x89PNG")] {
+        assert!(report.plot(format).unwrap().starts_with(start), "{format:?}");
+    }
     let table = report.markdown();
     assert_eq!(table.matches("\n| ").count(), 1 + 6, "{table}");
     assert_eq!(table.matches("\n- ").count(), 5, "{table}");

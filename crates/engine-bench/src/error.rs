@@ -38,7 +38,10 @@ pub enum BenchError {
         known: String,
     },
     /// A weight format whose codes are chosen with the help of a text.
-    #[error("`{plan}` needs a calibration text: make the model with `quantize` and measure that")]
+    #[error(
+        "`{plan}` needs a calibration text: make the model with `quantize --calibration FILE` and \
+         measure that"
+    )]
     NeedsCalibration {
         /// What was given.
         plan: String,
