@@ -14,7 +14,7 @@ use support::Failure;
 #[derive(Parser)]
 #[command(about = "Proves that batching, chunking, caching and preemption change nothing")]
 struct Options {
-    /// Model directory in Hugging Face layout, or a Hub id such as org/name
+    /// Model directory in Hugging Face layout, GGUF file, or Hub id such as org/name
     #[arg(long, default_value = support::DEFAULT_MODEL, hide_default_value = true)]
     model: String,
     /// auto, cpu, wgpu, cuda or cuda:N

@@ -1,17 +1,18 @@
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use engine_core::{
-    Checkpoint, GenerationConfig, KvFormat, LoadProgress, ModelBackend, ModelConfig, RopeLength,
-    WeightSource, load, planned_weight_bytes,
+    KvFormat, LoadProgress, ModelBackend, ModelConfig, RopeLength, WeightSource, load,
+    planned_weight_bytes,
 };
 use engine_quant::SchemePlan;
 use engine_sched::{CacheEpochs, Preemption, Scheduler, SchedulerConfig};
 
 use crate::execute::ModelExecutor;
 use crate::memory::KvWish;
+use crate::model_files::ModelFiles;
 use crate::runner::{ModelRunner, Runner, panic_message};
 use crate::step::EngineCore;
-use crate::{Device, Engine, EngineError, EngineInfo, MemoryPlan, Selected, Tokenizer, memory};
+use crate::{Device, Engine, EngineError, EngineInfo, MemoryPlan, Selected, memory};
 
 /// How far making an engine has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -188,24 +189,15 @@ impl EngineBuilder {
         let started = Instant::now();
         self.check()?;
         let path = self.resolve()?;
-        let config = ModelConfig::load(&path)?;
-        let generation = GenerationConfig::load(&path)?;
-        let tokenizer = match path.join("tokenizer.json").is_file() {
-            true => Some(Tokenizer::load(&path)?),
-            false => None,
-        };
-        if let Some(Err(error)) = tokenizer.as_ref().map(Tokenizer::chat_template) {
-            return Err(EngineError::ChatTemplate(error.to_string()));
-        }
+        let ModelFiles { config, generation, tokenizer, weights } = ModelFiles::open(&path)?;
         let device = self.device.select()?;
-        let checkpoint = Checkpoint::open(&path)?.with_quantization(config.quantization.clone());
-        let memory = self.plan(&config, &checkpoint, &device)?;
+        let memory = self.plan(&config, weights.as_ref(), &device)?;
         let max_context = self.context(&config)?.min(memory.kv_tokens);
         let threads = self.threads.unwrap_or_else(available_threads);
 
         let scheduler = Scheduler::new(self.scheduler_config(&config, &memory, max_context))
             .map_err(|error| setting("scheduler", error))?;
-        let runner = self.runner(&config, &checkpoint, &device, &memory, threads)?;
+        let runner = self.runner(&config, weights.as_ref(), &device, &memory, threads)?;
         let weights = runner.weights();
         let info = EngineInfo {
             path,

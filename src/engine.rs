@@ -70,7 +70,7 @@ pub enum RunError {
 }
 
 impl Engine {
-    /// Starts describing an engine: a model directory, or a Hub id such as
+    /// Starts describing an engine: a model directory, a GGUF file, or a Hub id such as
     /// `TinyLlama/TinyLlama-1.1B-Chat-v1.0`.
     pub fn builder(model: impl Into<String>) -> EngineBuilder {
         EngineBuilder::new(model.into())

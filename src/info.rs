@@ -10,7 +10,7 @@ use crate::{
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct EngineInfo {
-    /// The model's directory.
+    /// The model's directory or GGUF file.
     pub path: PathBuf,
     /// Its configuration.
     pub config: ModelConfig,

@@ -31,6 +31,7 @@ mod generation;
 mod hub;
 mod info;
 mod memory;
+mod model_files;
 mod rates;
 mod request;
 mod runner;
@@ -59,8 +60,8 @@ pub use text::{
 
 pub use engine_core::sampling::{SamplingError, SamplingParams, TokenLogprobs};
 pub use engine_core::{
-    GenerationConfig, KvFormat, LoadEntry, LoadError, LoadProgress, LoadReport, ModelConfig,
-    Treatment, UnknownKvFormat,
+    GenerationConfig, GgufFile, GgufMetadata, GgufValue, KvFormat, LoadEntry, LoadError,
+    LoadProgress, LoadReport, ModelConfig, Treatment, UnknownKvFormat,
 };
 pub use engine_quant::{Scheme, SchemeError, SchemePlan};
 pub use engine_sched::{Preemption, Statistics};

@@ -130,7 +130,9 @@ impl Verifier {
         self
     }
 
-    /// How keys and values are stored, in the undisturbed runs and in all others.
+    /// How keys and values are stored, in the undisturbed runs and in all others. On a GPU a number
+    /// that differs by rounding may fall into the neighbouring step of [`KvFormat::Int8`], so ask
+    /// for a wider [`Verifier::tolerance`] there; tokens that are about as likely may differ too.
     pub fn kv_cache_format(mut self, format: KvFormat) -> Self {
         self.kv_format = format;
         self

@@ -265,6 +265,8 @@ fn missing_and_unknown_options_are_refused() {
     refused_saying("generate", &["--tokens", "1", "--device", "gpu"], &["gpu", "cuda"]);
     refused_saying("generate", &["--tokens", "1", "--quant", "int9"], &["int9", "none"]);
     refused_saying("bench_cpu", &["--quant", "int9"], &["int9", "none"]);
+    let kv_cache = ["--tokens", "1", "--kv-cache", "int4"];
+    refused_saying("generate", &kv_cache, &["int4", "use f32 or int8"]);
     refused_saying("bench_cpu", &["--shape", "llama-9"], &["llama-9", "tinyllama-1.1b"]);
     refused_saying("bench_cpu", &["--batch", "0"], &["batch is 0"]);
     let text = data().join("text/excerpt_alice.txt").display().to_string();

@@ -105,7 +105,33 @@ fn every_property_holds_on_gpus() {
     for device in devices().into_iter().filter(|device| *device != Device::Cpu) {
         check_all("stories260K", device, KvFormat::F32, 6, 1);
         check_all("gemma2", device, KvFormat::F32, 4, 2);
-        check_all("stories260K", device, KvFormat::Int8, 4, 3);
+    }
+}
+
+/// On a GPU a number that differs by rounding may fall into the neighbouring step, which is seen in
+/// the logits; so the same prompt, in two chunks, is compared with what the CPU makes of it.
+#[test]
+fn keys_and_values_in_int8_give_gpus_what_they_give_the_cpu() {
+    let logprobs = |device, format| -> Vec<f32> {
+        let engine = builder("stories260K", device)
+            .kv_cache_format(format)
+            .max_batched_tokens(9)
+            .block_size(4)
+            .load()
+            .unwrap();
+        let prompt: Vec<u32> = (0..16).map(|i| 3 + i * 29).collect();
+        let request = Request::tokens(prompt).max_tokens(0);
+        let report = request.prompt_report(PromptReport::Logprobs(0));
+        let prompt = engine.generate(report).unwrap().prompt.unwrap();
+        prompt.logprobs.iter().map(|token| token.logprob).collect()
+    };
+    let [floats, codes] = [KvFormat::F32, KvFormat::Int8].map(|f| logprobs(Device::Cpu, f));
+    assert_eq!(codes.len(), 15);
+    assert!(common::max_difference(&codes, &floats) > 1e-4, "the format was not used");
+    for device in devices().into_iter().filter(|device| *device != Device::Cpu) {
+        let found = logprobs(device, KvFormat::Int8);
+        let difference = common::max_difference(&found, &codes);
+        assert!(difference < 0.02, "{device}: {difference}");
     }
 }
 
@@ -161,7 +187,11 @@ fn random_combinations(device: Device, models: &'static [&'static str], cases: u
             proptest::test_runner::RngAlgorithm::ChaCha,
         ),
     )
-    .run(&strategy, |(index, seed, setup)| {
+    .run(&strategy, |(index, seed, mut setup)| {
+        if device != Device::Cpu {
+            // Codes that rounding moves are beyond the tolerance of logits.
+            setup.kv_format = KvFormat::F32;
+        }
         let name = models[index];
         let mut known = known.borrow_mut();
         let Known { workload, expected, kv_bytes } =

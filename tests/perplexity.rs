@@ -47,7 +47,7 @@ fn of_the_trained_model() {
     assert!(check("stories260K", |_, _| true) >= 5);
 }
 
-/// What keys and values in 8 bits cost: almost nothing.
+/// What keys and values in 8 bits cost: less than half a per cent, in either direction.
 #[test]
 fn of_the_trained_model_with_keys_and_values_in_int8() {
     for (text, name) in [("tinystories", "per-document"), ("alice", "chunked:256")] {
@@ -68,7 +68,7 @@ fn of_the_trained_model_with_keys_and_values_in_int8() {
             perplexity(&engine, &text, name.parse().unwrap(), |_, _| ()).unwrap().perplexity
         });
         println!("{name}: {floats} with f32, {codes} with int8");
-        assert!((codes / floats - 1.0).abs() < 2e-3, "{name}: {codes} for {floats}");
+        assert!((codes / floats - 1.0).abs() < 5e-3, "{name}: {codes} for {floats}");
         assert!(codes != floats, "{name}: the format was not used");
     }
 }

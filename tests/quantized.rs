@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use common::{LOGIT_TOLERANCE, data, max_difference, model};
 use engine::{Device, Engine, EngineBuilder, PromptReport, Request, SchemePlan, Treatment};
 use engine_bench::perplexity::perplexity;
-use engine_quant::formats::bnb;
+use engine_core::NativeConfig;
+use engine_quant::formats::{Element, bnb, native};
+use engine_quant::{Scheme, SliceRows, round_to_nearest};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -158,6 +160,70 @@ fn perplexities_of_bard1m_under_every_exact_scheme() {
     let path = quant("models/bard1m");
     let flat = flat_nf4(&path);
     assert_eq!(check_perplexities("bard1m", &path, flat.path()), 16 + 2);
+}
+
+/// A copy of a model in our own layout, each matrix as the plan says.
+fn native_copy(path: &Path, plan: &SchemePlan) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let layers = engine::ModelConfig::load(path).unwrap().num_layers;
+    let bytes = std::fs::read(path.join("model.safetensors")).unwrap();
+    let model = SafeTensors::deserialize(&bytes).unwrap();
+    let (mut entries, mut tensors) = (Vec::new(), BTreeMap::new());
+    for (name, tensor) in model.tensors() {
+        let matrix = name.strip_suffix(".weight").unwrap();
+        let tied: &[&str] = &[matrix, "lm_head"];
+        let names = if name.contains("embed_tokens") { tied } else { &tied[..1] };
+        match plan.scheme_of_any(names, layers) {
+            Scheme::Quantize { grid, .. } if tensor.shape().len() == 2 => {
+                let rows = SliceRows { values: &floats(&tensor), columns: tensor.shape()[1] };
+                let packed = round_to_nearest(&rows, grid).unwrap();
+                let (entry, parts) = native::pack(matrix, packed);
+                entries.push((matrix.to_owned(), entry));
+                for part in parts {
+                    let dtype = match part.element {
+                        Element::U8 => Dtype::U8,
+                        Element::I32 => Dtype::I32,
+                        Element::F16 => Dtype::F16,
+                        Element::F32 => Dtype::F32,
+                    };
+                    tensors.insert(part.name, (dtype, part.shape, part.bytes));
+                }
+            }
+            _ => {
+                let stored = (tensor.dtype(), tensor.shape().to_vec(), tensor.data().to_vec());
+                tensors.insert(name, stored);
+            }
+        }
+    }
+    let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
+        (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+    });
+    let file = safetensors::serialize(views, None).unwrap();
+    std::fs::write(dir.path().join("model.safetensors"), file).unwrap();
+    let mut config = json(&path.join("config.json"));
+    config["quantization_config"] = NativeConfig::new(entries).unwrap().to_json();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    dir
+}
+
+#[test]
+fn a_copy_in_our_own_layout_equals_quantizing_while_loading_bit_for_bit() {
+    let path = model("stories260K");
+    let plan = "int4:group=32:asym+v_proj=int8+down_proj=nf4+last=none+embeddings=int8:tensor";
+    let plan: SchemePlan = plan.parse().unwrap();
+    let copy = native_copy(&path, &plan);
+    let logits = |engine: &Engine| {
+        let request = Request::tokens((1..40).map(|i| i * 11).collect::<Vec<_>>()).max_tokens(0);
+        let request = request.prompt_report(PromptReport::Logits);
+        engine.generate(request).unwrap().prompt.unwrap().logits
+    };
+    let while_loading = builder(&path).quantization(plan).load().unwrap();
+    let from_copy = builder(copy.path()).load().unwrap();
+    assert_eq!(logits(&while_loading), logits(&from_copy));
+    let (a, b) = (while_loading.info(), from_copy.info());
+    assert_eq!(a.weight_formats, b.weight_formats);
+    assert_eq!(a.memory.weight_bytes, b.memory.weight_bytes);
+    assert!(b.load_report.file_bytes < a.load_report.file_bytes / 2);
 }
 
 /// Checks the logits of a reference's prompts.

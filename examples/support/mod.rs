@@ -23,7 +23,7 @@ pub type Failure = Box<dyn std::error::Error>;
 /// Which model runs where.
 #[derive(Debug, Clone, Args)]
 pub struct ModelOptions {
-    /// Model directory in Hugging Face layout, or a Hub id such as org/name
+    /// Model directory in Hugging Face layout, GGUF file, or Hub id such as org/name
     #[arg(long, default_value = DEFAULT_MODEL, hide_default_value = true, value_name = "DIR")]
     pub model: String,
     /// auto, cpu, wgpu, cuda or cuda:N

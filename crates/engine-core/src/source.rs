@@ -25,6 +25,12 @@ pub trait WeightSource: Sync {
     /// Bytes of all tensors in the file.
     fn num_bytes(&self) -> usize;
 
+    /// Bytes of all tensors as they are held in memory: more than in the file where its blocks are
+    /// taken apart.
+    fn held_bytes(&self) -> usize {
+        self.num_bytes()
+    }
+
     /// What the decoder's tensor names start with, usually `model.`.
     fn model_prefix(&self) -> &'static str;
 

@@ -7,7 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use engine_core::{Checkpoint, LoadError, ModelConfig, StoredMatrix, WeightSource};
+use burn_flex::{Flex, FlexDevice};
+use engine_core::{
+    Checkpoint, LoadError, LoadProgress, ModelConfig, StoredMatrix, WeightSource, load,
+    planned_weight_bytes,
+};
+use engine_quant::SchemePlan;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -66,6 +71,27 @@ fn every_matrix_equals_its_reference_bit_for_bit() {
             let ordered = expected["g_idx_is_trivial"] == json!(false);
             assert_eq!(packed.column_order.is_some(), ordered, "{name}: {matrix}");
         }
+    }
+}
+
+#[test]
+fn the_bytes_that_are_planned_are_those_that_are_there() {
+    for (name, plan) in [
+        ("stories260K", "none"),
+        ("stories260K", "int8+embeddings=int8:tensor"),
+        ("stories260K", "int4:group=32:asym+lm_head=nf4+last=none"),
+        ("phi3-fused", "int4:group=row+v_proj=int8+gate_up_proj=none"),
+    ] {
+        let (config, checkpoint) = open(&data("../models").join(name));
+        let plan: SchemePlan = plan.parse().unwrap();
+        let planned = planned_weight_bytes(&config, &checkpoint, &plan);
+        let mut last = None;
+        let progress = &mut |progress: LoadProgress| last = Some(progress);
+        let device = FlexDevice;
+        let model = load::<Flex>(config, &checkpoint, &plan, &device, progress).unwrap();
+        assert_eq!(planned, model.weight_bytes(), "{name} {plan}");
+        let last = last.unwrap();
+        assert_eq!(last.bytes_done, last.bytes_total);
     }
 }
 

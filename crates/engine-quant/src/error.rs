@@ -42,6 +42,9 @@ pub enum QuantError {
         /// Which kind of number.
         what: &'static str,
     },
+    /// A table of levels for codes that it has no number for.
+    #[error("a table of 16 levels belongs to codes of four bits, these have eight")]
+    TableOfEight,
     /// An order of columns names one twice, or one that is not there.
     #[error("the order of columns is no permutation: column {column} is there twice or not at all")]
     NotAPermutation {

@@ -217,6 +217,9 @@ impl PackedMatrix {
         if out == 0 || in_ == 0 || spec.group_size == 0 {
             return Err(QuantError::Empty { shape: spec.shape, group_size: spec.group_size });
         }
+        if spec.bits == Bits::Eight && spec.levels != Levels::Steps {
+            return Err(QuantError::TableOfEight);
+        }
         malformed("bytes of codes", out * spec.row_bytes(), self.codes.len())?;
         malformed("scales", spec.num_groups(), self.scales.len())?;
         if let Zeros::PerGroup(zeros) = &self.zeros {

@@ -57,6 +57,7 @@ fn blocks_have_the_values_of_ggml() {
             let packed = pack(kind, [rows, columns], blocks.data());
             assert_eq!(bits(&packed.dequantize()), bits(&expected), "{kind} {part}");
             assert_eq!(packed.num_bytes(), expected.len() / kind.block_len() * block_bytes);
+            assert_eq!(packed.num_bytes(), rows * kind.held_row_bytes(columns));
             assert_eq!(packed.format, kind.to_string().to_lowercase());
         }
     }

@@ -160,16 +160,20 @@ fn check(task: &Calibration<'_>) -> Result<(), CalibrateError> {
     if task.sequences.iter().all(Vec::is_empty) {
         return Err(CalibrateError::NoTokens);
     }
+    if config.fused_projections { check_fused(task) } else { Ok(()) }
+}
+
+/// Checks that no rule names a part of a matrix that the checkpoint has as one.
+fn check_fused(task: &Calibration<'_>) -> Result<(), CalibrateError> {
     let fused: [(&str, &[&str]); 2] = [
         ("self_attn.qkv_proj", &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
         ("mlp.gate_up_proj", &["mlp.gate_proj", "mlp.up_proj"]),
     ];
-    for i in 0..if config.fused_projections { config.num_layers } else { 0 } {
+    let (prefix, num_layers) = (task.source.model_prefix(), task.config.num_layers);
+    for i in 0..num_layers {
         for (name, parts) in fused {
-            let scheme = |part: &str| {
-                let name = format!("{}layers.{i}.{part}", task.source.model_prefix());
-                task.plan.scheme_of(&name, config.num_layers)
-            };
+            let scheme =
+                |part: &str| task.plan.scheme_of(&format!("{prefix}layers.{i}.{part}"), num_layers);
             if parts.iter().any(|part| scheme(part) != scheme(parts[0])) {
                 return Err(CalibrateError::FusedRule { name: name.to_owned() });
             }

@@ -60,11 +60,13 @@ fn split<'a>(bytes: &'a [u8], file: &Path) -> Result<(&'a [u8], usize), LoadErro
 /// What downloads leave in place of a file that they could not fetch.
 pub(crate) fn disguise(bytes: &[u8]) -> Option<&'static str> {
     let text = bytes.trim_ascii_start();
+    // The length of a real header has zero bytes, and its lowest may be any character.
+    let is_text = || text.iter().take(256).all(|byte| byte.is_ascii() && *byte != 0);
     if bytes.is_empty() {
         Some("an empty file")
     } else if text.starts_with(b"version https://git-lfs") {
         Some("a Git LFS pointer (run `git lfs pull`)")
-    } else if text.starts_with(b"<") && text.iter().take(256).all(u8::is_ascii) {
+    } else if text.starts_with(b"<") && is_text() {
         Some("an HTML or XML page")
     } else if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"\x80\x02") {
         Some("a PyTorch pickle")

@@ -41,7 +41,7 @@ impl MappedFile {
             drop(advice);
         }
         #[cfg(not(unix))]
-        drop(range);
+        let _ = range;
     }
 }
 

@@ -21,12 +21,6 @@ const ARCHITECTURES: [(&str, Architecture); 6] = [
 const FOREIGN: [&str; 5] =
     ["expert_count", "attention.clamp_kqv", "embedding_scale", "residual_scale", "logit_scale"];
 
-/// What a control token that ends a turn is called, where the metadata do not name it.
-const END_OF_TURN: [&str; 6] =
-    ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|eom_id|>", "<|endoftext|>"];
-/// The type of a control token in `tokenizer.ggml.token_type`.
-const CONTROL: i64 = 3;
-
 impl ModelConfig {
     /// The configuration of the model in a GGUF file, with what its tensors say: biases that are
     /// there, tied embeddings, rotary factors.
@@ -259,14 +253,6 @@ impl Keys<'_> {
         let mut ends = Vec::new();
         for name in ["eos", "eot", "eom"] {
             ends.extend(id(name)?);
-        }
-        if let Some(tokens) = self.metadata.texts("tokenizer.ggml.tokens")? {
-            let kinds = self.metadata.integers("tokenizer.ggml.token_type")?.unwrap_or_default();
-            let control = kinds.iter().enumerate().filter(|(_, kind)| **kind == CONTROL);
-            let ends_turn = |id: &usize| {
-                tokens.get(*id).is_some_and(|token| END_OF_TURN.contains(&token.as_str()))
-            };
-            ends.extend(control.map(|(id, _)| id).filter(ends_turn));
         }
         ends.sort_unstable();
         ends.dedup();

@@ -15,6 +15,16 @@ impl WeightSource for GgufFile {
         self.num_bytes()
     }
 
+    fn held_bytes(&self) -> usize {
+        let held = |tensor: GgufTensor<'_>| match tensor.shape {
+            [rows @ .., columns] => {
+                rows.iter().product::<usize>() * tensor.kind.held_row_bytes(*columns)
+            }
+            [] => 0,
+        };
+        self.tensors().map(held).sum()
+    }
+
     fn model_prefix(&self) -> &'static str {
         "model."
     }
@@ -32,6 +42,7 @@ impl WeightSource for GgufFile {
             true => matrix.floats().map(StoredMatrix::Dense),
             false => matrix.pack().map(StoredMatrix::Packed),
         };
+        self.release(tensor.name);
         stored.map_err(|source| self.refuse(&tensor, source))
     }
 
@@ -131,6 +142,13 @@ impl GgufFile {
             GgufMatrix { kind: tensor.kind, shape: [1, len], bytes: tensor.bytes, row_order: None };
         let values = row.floats().map_err(|source| self.refuse(&tensor, source))?;
         Ok(Some(floats(&values)))
+    }
+
+    /// Gives back the memory of a tensor that has been read.
+    fn release(&self, name: &str) {
+        if let Some(entry) = self.tensors.get(name) {
+            self.bytes.release(entry.range.clone());
+        }
     }
 
     /// The error for a tensor that cannot be stored.

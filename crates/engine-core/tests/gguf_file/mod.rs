@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+pub mod convert;
+
 use engine_core::{GgufFile, LoadError};
 
 /// A file to be written.
@@ -94,4 +96,10 @@ pub fn open(bytes: &[u8]) -> Result<GgufFile, LoadError> {
     let path = dir.path().join("model.gguf");
     std::fs::write(&path, bytes).unwrap();
     GgufFile::open(path)
+}
+
+/// Puts a key in the place of the one of the same name.
+pub fn put(writer: &mut Writer, key: &str, new: Vec<u8>) {
+    writer.pairs.retain(|pair| !pair[8..].starts_with(key.as_bytes()));
+    writer.pairs.push(new);
 }

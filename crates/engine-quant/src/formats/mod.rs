@@ -15,6 +15,7 @@ use crate::{GroupValues, PackedMatrix, QuantError, Zeros};
 
 /// A matrix of a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum Unpacked {
     /// With the bits of the file.
     Packed(PackedMatrix),

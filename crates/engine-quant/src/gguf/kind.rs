@@ -109,6 +109,15 @@ impl GgufType {
         blocks.checked_mul(self.block_bytes())
     }
 
+    /// Bytes that a row of `columns` numbers takes in memory: its packed codes with scales and
+    /// mins, or its floats.
+    pub fn held_row_bytes(self, columns: usize) -> usize {
+        let Some(layout) = super::Layout::of(self) else { return columns * self.block_bytes() };
+        let width = if layout.half { size_of::<half::f16>() } else { size_of::<f32>() };
+        let numbers = if layout.has_mins { 2 } else { 1 };
+        layout.bits.row_bytes(columns) + columns / layout.group_size * numbers * width
+    }
+
     /// Whether these are plain floats that can be read.
     pub fn is_float(self) -> bool {
         matches!(self, F32 | F16 | BF16)

@@ -218,10 +218,11 @@ impl<T: StoredFloat> Attention<'_, T> {
             let before = position - positions.start;
             let offset = position % block_size;
             let run = (block_size - offset).min(positions.end - position);
-            let slot = table.get(position / block_size).filter(|_| run > 0).copied()?;
-            let slot = slot as usize * block_size + offset;
-            position += run;
-            Some((before, slot..slot + run))
+            (run > 0).then(|| {
+                let slot = table[position / block_size] as usize * block_size + offset;
+                position += run;
+                (before, slot..slot + run)
+            })
         })
     }
 

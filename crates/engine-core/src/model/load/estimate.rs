@@ -7,7 +7,7 @@ use super::{
 use crate::{ModelConfig, WeightSource};
 
 /// Bytes that the weights of a file will take once `plan` is carried out, from shapes and types
-/// alone: exact for what the plan quantizes, the file's own size for the rest.
+/// alone: exact for what the plan quantizes, [`WeightSource::held_bytes`] for the rest.
 pub fn planned_weight_bytes(
     config: &ModelConfig,
     source: &dyn WeightSource,
@@ -29,5 +29,5 @@ pub fn planned_weight_bytes(
             }
         }
     }
-    source.num_bytes().saturating_sub(read) + made
+    source.held_bytes().saturating_sub(read) + made
 }
