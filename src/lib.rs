@@ -31,6 +31,7 @@ mod generation;
 mod hub;
 mod info;
 mod memory;
+mod quantize;
 mod rates;
 mod request;
 mod runner;
@@ -46,6 +47,11 @@ pub use generation::Generation;
 pub use hub::{DownloadProgress, Hub, HubError, resolve_model};
 pub use info::EngineInfo;
 pub use memory::MemoryPlan;
+pub use quantize::{
+    CalibrationCut, CalibrationText, CheckpointLayout, QuantizeError, QuantizeEvent,
+    QuantizeOptions, QuantizeReport, QuantizedMatrix, SchemeBytes, UnknownCut, UnknownLayout,
+    quantize,
+};
 pub use rates::DeviceRates;
 pub use request::{
     Choice, Completion, Event, FinishReason, Prompt, PromptOutput, PromptReport, Request, Usage,

@@ -8,7 +8,10 @@ use std::sync::Arc;
 use burn_tensor::{DType, Tensor, TensorData};
 use engine_quant::WeightMatrix;
 
-pub use load::{LoadEntry, LoadProgress, LoadReport, Treatment, load, planned_weight_bytes};
+pub use load::{
+    DenseRows, LoadEntry, LoadProgress, LoadReport, MatrixTensor, Treatment, load,
+    planned_weight_bytes,
+};
 
 use crate::{
     BatchInput, ForwardBatch, KvCache, KvFormat, KvShape, ModelBackend, ModelConfig, Rope,
