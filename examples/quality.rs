@@ -4,10 +4,13 @@
 
 mod support;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::Parser;
-use engine::{Device, KvFormat, SchemePlan};
+use engine::{CalibrationCut, CalibrationText, Device, KvFormat, SchemePlan};
 use engine_bench::{
     perplexity::Method,
     quality::{QualityPlan, QualityStage, SpeedTask},
@@ -47,6 +50,12 @@ struct Options {
     /// The same model in other files, to compare too: directories or GGUF files
     #[arg(long, value_delimiter = ',', value_name = "DIR")]
     models: Vec<PathBuf>,
+    /// The text file that schemes with method=gptq or method=awq need
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
+    /// How the calibration text is cut: auto, lines or windows:N
+    #[arg(long, default_value = "auto", value_name = "METHOD")]
+    calibration_method: CalibrationCut,
     /// Formats of keys and values: f32, int8; each scheme runs with each
     #[arg(long, value_delimiter = ',', default_value = "f32")]
     kv_cache: Vec<KvFormat>,
@@ -72,14 +81,17 @@ fn main() -> ExitCode {
 }
 
 fn quality(options: Options) -> Result<(), Failure> {
-    let text = std::fs::read_to_string(&options.text)
-        .map_err(|error| format!("cannot read {}: {error}", options.text.display()))?;
+    let text = read(&options.text)?;
+    let calibration = options.calibration.as_deref().map(read).transpose()?;
+    let cut = options.calibration_method;
+    let calibration = calibration.map(|text| CalibrationText { cut, ..CalibrationText::new(text) });
     let json = options.json.as_deref().map(WholeFile::create).transpose()?;
     let plots = options.plot.iter().map(PlotFile::create).collect::<Result<Vec<_>, _>>()?;
     let name = options.text.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let plan = QualityPlan {
         schemes: options.schemes,
         models: options.models,
+        calibration,
         kv_formats: options.kv_cache,
         text_name: name,
         method: options.method,
@@ -103,6 +115,11 @@ fn quality(options: Options) -> Result<(), Failure> {
     }
     output::print(&report.markdown())?;
     Ok(())
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    std::fs::read_to_string(path)
+        .map_err(|error| format!("cannot read {}: {error}", path.display()))
 }
 
 /// A line for each stage and a bar of the windows, on stderr.

@@ -32,6 +32,7 @@ mod hub;
 mod info;
 mod memory;
 mod model_files;
+mod quantize;
 mod rates;
 mod request;
 mod runner;
@@ -47,6 +48,11 @@ pub use generation::Generation;
 pub use hub::{DownloadProgress, Hub, HubError, resolve_model};
 pub use info::EngineInfo;
 pub use memory::MemoryPlan;
+pub use quantize::{
+    CalibrationCut, CalibrationText, CheckpointLayout, QuantizeError, QuantizeEvent,
+    QuantizeOptions, QuantizeReport, QuantizedMatrix, SchemeBytes, UnknownCut, UnknownLayout,
+    quantize,
+};
 pub use rates::DeviceRates;
 pub use request::{
     Choice, Completion, Event, FinishReason, Prompt, PromptOutput, PromptReport, Request, Usage,

@@ -6,8 +6,11 @@
 mod common;
 
 use common::{data, model};
-use engine::KvFormat;
-use engine_bench::quality::{Loss, QualityPlan, QualityReport, QualityRow};
+use engine::{CalibrationText, KvFormat};
+use engine_bench::{
+    ImageFormat,
+    quality::{Loss, QualityPlan, QualityReport, QualityRow},
+};
 use serde_json::Value;
 
 /// Our names of the references' schemes; they have no other name for blocks that cross rows.
@@ -127,6 +130,23 @@ fn checkpoints_that_others_made_are_compared_as_they_are() {
 }
 
 #[test]
+fn calibrated_schemes_are_made_and_measured() {
+    let text = std::fs::read_to_string(data().join("quant/text/tinystories_calib.txt")).unwrap();
+    let calibration = Some(CalibrationText::new(text));
+    let schemes = ["int4:asym", "int4:method=gptq"].map(|name| name.parse().unwrap());
+    let plan = plan(path("stories260K"), &TINYSTORIES);
+    let report = run(&QualityPlan { calibration, schemes: schemes.into(), ..plan });
+    let [_, nearest, gptq] = &report.rows[..] else { unreachable!() };
+    assert_eq!(gptq.scheme, "int4:group=32:asym:method=gptq");
+    // The limits of the references, and the same bytes on the same grid.
+    assert!(gptq.perplexity <= 3.77 && gptq.kl_nats < 0.06088, "{gptq:?}");
+    assert_eq!(gptq.weight_bytes, nearest.weight_bytes);
+    assert_eq!(gptq.bits_per_weight, nearest.bits_per_weight);
+    // It is worse at what it does not aim for.
+    assert!(gptq.mean_layer_error > nearest.mean_layer_error);
+}
+
+#[test]
 fn bytes_errors_and_verdicts_of_a_mixed_plan() {
     let schemes = ["none", "int8", "int4:group=32+v_proj=none"].map(|name| name.parse().unwrap());
     let kv_formats = vec![KvFormat::F32, KvFormat::Int8];
@@ -139,10 +159,10 @@ fn bytes_errors_and_verdicts_of_a_mixed_plan() {
     let names: Vec<_> = report.rows.iter().map(QualityRow::name).collect();
     let mixed = "int4:group=32:sym8+v_proj=none";
     let kv = |name: &str| format!("{name} + KV int8");
-    let expected = ["none".into(), "int8".into(), mixed.into(), kv("none"), kv("int8"), kv(mixed)];
+    let expected = ["none".into(), kv("none"), "int8".into(), kv("int8"), mixed.into(), kv(mixed)];
     assert_eq!(names, expected);
 
-    let [none, int8, int4, none_kv, int8_kv, _] = &report.rows[..] else { unreachable!() };
+    let [none, none_kv, int8, int8_kv, int4, _] = &report.rows[..] else { unreachable!() };
     assert_eq!((none.kl_nats, none.top1_agreement, none.loss), (0.0, 1.0, Loss::None));
     // One layer's numbers, five layers: rows of 172 are padded to 176.
     let (attention, mlp) = (64 * 64 + 2 * 32 * 64 + 64 * 64, 3 * 64 * 172);
@@ -164,6 +184,9 @@ fn bytes_errors_and_verdicts_of_a_mixed_plan() {
     assert!(none_kv.kl_nats > 0.0 && none_kv.loss == Loss::NotMeasurable, "{}", none_kv.kl_nats);
     assert_eq!((int8_kv.weight_bytes, &int8_kv.layers), (int8.weight_bytes, &int8.layers));
 
+    for (format, start) in [(ImageFormat::Svg, &b"<svg"[..]), (ImageFormat::Png, b"\x89PNG")] {
+        assert!(report.plot(format).unwrap().starts_with(start), "{format:?}");
+    }
     let table = report.markdown();
     assert_eq!(table.matches("\n| ").count(), 1 + 6, "{table}");
     assert_eq!(table.matches("\n- ").count(), 5, "{table}");

@@ -1,6 +1,8 @@
 use std::{io, path::PathBuf};
 
-use engine::{DeviceError, EngineError, GenerateError, HubError, LoadError, SubmitError};
+use engine::{
+    DeviceError, EngineError, GenerateError, HubError, LoadError, QuantizeError, SubmitError,
+};
 use engine_quant::QuantError;
 use engine_sched::simulation::TraceError;
 use thiserror::Error;
@@ -38,7 +40,10 @@ pub enum BenchError {
         known: String,
     },
     /// A weight format whose codes are chosen with the help of a text.
-    #[error("`{plan}` needs a calibration text: make the model with `quantize` and measure that")]
+    #[error(
+        "`{plan}` needs a calibration text: give one with --calibration, or measure what `quantize` \
+         made"
+    )]
     NeedsCalibration {
         /// What was given.
         plan: String,
@@ -98,7 +103,10 @@ pub enum BenchError {
     },
     /// A matrix could not be quantized.
     #[error(transparent)]
-    Quantize(#[from] QuantError),
+    Matrix(#[from] QuantError),
+    /// A model could not be quantized with the help of a text.
+    #[error(transparent)]
+    Quantize(#[from] QuantizeError),
     /// A file of random weights could not be written.
     #[error("cannot write {size_mib} MiB of random weights to {}: {source}", path.display())]
     Write {

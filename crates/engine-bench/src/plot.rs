@@ -16,6 +16,8 @@ use plotters::style::{FontStyle, register_font};
 use crate::BenchError;
 
 const PANEL: (u32, u32) = (760, 460);
+/// A panel is at least as high as its legend.
+const LEGEND_LINE: u32 = 16;
 /// One for each curve, then from the first again.
 const COLORS: [RGBColor; 6] = [
     RGBColor(31, 90, 170),
@@ -141,7 +143,9 @@ pub(crate) struct Point {
 /// Draws panels below one another.
 pub(crate) fn draw(panels: &[Panel], format: ImageFormat) -> Result<Vec<u8>, BenchError> {
     register_fonts();
-    let size = (PANEL.0, PANEL.1 * panels.len() as u32);
+    let curves = panels.iter().map(|panel| panel.curves.len()).max().unwrap_or(0);
+    let height = PANEL.1.max(LEGEND_LINE * curves as u32 + 120);
+    let size = (PANEL.0, height * panels.len() as u32);
     match format {
         ImageFormat::Svg => {
             let mut svg = String::new();

@@ -30,7 +30,7 @@ pub use error::LoadError;
 pub use gguf::{GgufFile, GgufMetadata, GgufTensor, GgufValue};
 pub use kv::{CodedRows, KvCache, KvFormat, KvShape, LayerKv, UnknownKvFormat};
 pub use model::{
-    LoadEntry, LoadProgress, LoadReport, Model, PlannedTensor, Treatment, load, planned_tensors,
+    DenseRows, LoadEntry, LoadProgress, LoadReport, MatrixTensor, Model, Treatment, load,
     planned_weight_bytes,
 };
 pub use ops::CoreOps;

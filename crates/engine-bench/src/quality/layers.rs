@@ -1,11 +1,9 @@
 //! How far stored matrices are from the numbers that they stand for.
 
-use std::path::Path;
+use std::{ops::Range, path::Path};
 
 use engine::{ModelConfig, Scheme, SchemePlan};
-use engine_core::{
-    Checkpoint, GgufFile, LoadError, PlannedTensor, StoredMatrix, WeightSource, planned_tensors,
-};
+use engine_core::{Checkpoint, GgufFile, LoadError, MatrixTensor, StoredMatrix, WeightSource};
 use engine_quant::{PackedMatrix, SliceRows, round_to_nearest};
 use serde::Serialize;
 
@@ -53,19 +51,20 @@ pub(super) fn errors_of_plan(
     plan: &SchemePlan,
 ) -> Result<Vec<MatrixError>, BenchError> {
     let mut errors = Vec::new();
-    for tensor in planned_tensors(config, reference.model_prefix(), plan) {
-        let values = match reference.matrix(&tensor.name, tensor.shape)? {
+    for tensor in MatrixTensor::all(config, reference.model_prefix()) {
+        let schemes = tensor.schemes(plan, config.num_layers);
+        let values = match reference.matrix(&weight(&tensor.name), tensor.shape)? {
             // What the file has in few bits stays as it is.
             StoredMatrix::Packed(packed) => {
-                errors.push(matrix_error(&tensor.name, &packed, Some(0.0)));
+                errors.push(as_stored(tensor.name, &packed));
                 continue;
             }
-            StoredMatrix::Dense(_) if tensor.schemes.iter().all(|(_, s)| *s == Scheme::Keep) => {
+            StoredMatrix::Dense(_) if schemes.iter().all(|(_, s)| *s == Scheme::Keep) => {
                 continue;
             }
             StoredMatrix::Dense(data) => data.iter::<f32>().collect::<Vec<_>>(),
         };
-        errors.push(error_of_schemes(&tensor, &values)?);
+        errors.push(error_of_schemes(tensor.name, tensor.shape[1], &schemes, &values)?);
     }
     Ok(errors)
 }
@@ -79,17 +78,17 @@ pub(super) fn errors_of_model(
     let rescaled = is_rescaled(reference, candidate, config)?;
     let mut errors = Vec::new();
     let (prefix, other_prefix) = (reference.model_prefix(), candidate.model_prefix());
-    for tensor in planned_tensors(config, prefix, &SchemePlan::default()) {
+    for tensor in MatrixTensor::all(config, prefix) {
         let other_name = match tensor.name.strip_prefix(prefix) {
-            Some(rest) => format!("{other_prefix}{rest}"),
-            None => tensor.name.clone(),
+            Some(rest) => weight(&format!("{other_prefix}{rest}")),
+            None => weight(&tensor.name),
         };
         let stored_type = candidate.stored_type(&other_name);
         // Floats of another width are not what is priced here.
         if matches!(stored_type.as_str(), "F32" | "F16" | "BF16") {
             continue;
         }
-        let values = numbers(reference.matrix(&tensor.name, tensor.shape)?);
+        let values = numbers(reference.matrix(&weight(&tensor.name), tensor.shape)?);
         let stored = candidate.matrix(&other_name, tensor.shape)?;
         let (format, num_bytes) = match &stored {
             StoredMatrix::Packed(packed) => (packed.format.clone(), packed.num_bytes()),
@@ -97,7 +96,7 @@ pub(super) fn errors_of_model(
         };
         let error = relative(&[Squares::of(&values, &numbers(stored))]);
         errors.push(MatrixError {
-            name: short(&tensor.name),
+            name: tensor.name,
             format,
             num_weights: values.len(),
             num_bytes,
@@ -107,18 +106,22 @@ pub(super) fn errors_of_model(
     Ok(errors)
 }
 
-fn error_of_schemes(tensor: &PlannedTensor, values: &[f32]) -> Result<MatrixError, BenchError> {
-    let columns = tensor.shape[1];
+fn error_of_schemes(
+    name: String,
+    columns: usize,
+    schemes: &[(Range<usize>, Scheme)],
+    values: &[f32],
+) -> Result<MatrixError, BenchError> {
     let (mut formats, mut squares): (Vec<String>, Vec<Squares>) = (Vec::new(), Vec::new());
     let (mut num_weights, mut num_bytes) = (0, 0);
-    for (rows, scheme) in &tensor.schemes {
+    for (rows, scheme) in schemes {
         let values = &values[rows.start * columns..rows.end * columns];
         let Scheme::Quantize { grid, .. } = scheme else {
             squares.push(Squares::of(values, values));
             continue;
         };
         let packed = round_to_nearest(&SliceRows { values, columns }, *grid).map_err(|source| {
-            BenchError::Config(LoadError::Quantize { tensor: tensor.name.clone(), source })
+            BenchError::Config(LoadError::Quantize { tensor: name.clone(), source })
         })?;
         squares.push(Squares::of(values, &packed.dequantize()));
         num_weights += values.len();
@@ -128,7 +131,7 @@ fn error_of_schemes(tensor: &PlannedTensor, values: &[f32]) -> Result<MatrixErro
         }
     }
     Ok(MatrixError {
-        name: short(&tensor.name),
+        name,
         format: formats.join(" + "),
         num_weights,
         num_bytes,
@@ -136,14 +139,14 @@ fn error_of_schemes(tensor: &PlannedTensor, values: &[f32]) -> Result<MatrixErro
     })
 }
 
-fn matrix_error(name: &str, packed: &PackedMatrix, relative_error: Option<f64>) -> MatrixError {
+fn as_stored(name: String, packed: &PackedMatrix) -> MatrixError {
     let [out, in_] = packed.spec.shape;
     MatrixError {
-        name: short(name),
+        name,
         format: packed.format.clone(),
         num_weights: out * in_,
         num_bytes: packed.num_bytes(),
-        relative_error,
+        relative_error: Some(0.0),
     }
 }
 
@@ -179,8 +182,8 @@ fn numbers(stored: StoredMatrix) -> Vec<f32> {
     }
 }
 
-fn short(name: &str) -> String {
-    name.strip_suffix(".weight").unwrap_or(name).to_owned()
+fn weight(name: &str) -> String {
+    format!("{name}.weight")
 }
 
 /// `‖W − Q‖²` and `‖W‖²` of some numbers.
@@ -217,15 +220,10 @@ mod tests {
         let values = [7.0, 0.25, 3.0, 4.0];
         let grid = Grid::Int4 { group: Group::Row, range: Int4Range::Sym7 };
         let quantize = Scheme::Quantize { grid, method: Method::Nearest };
-        let tensor = PlannedTensor {
-            name: "layers.0.mlp.gate_up_proj.weight".to_owned(),
-            shape: [2, 2],
-            schemes: vec![(0..1, quantize), (1..2, Scheme::Keep)],
-        };
-        let found = error_of_schemes(&tensor, &values).unwrap();
+        let schemes = [(0..1, quantize), (1..2, Scheme::Keep)];
+        let found = error_of_schemes("gate_up_proj".to_owned(), 2, &schemes, &values).unwrap();
         let expected = (0.0625_f64 / (49.0625 + 25.0)).sqrt();
         assert!((found.relative_error.unwrap() - expected).abs() < 1e-12);
-        assert_eq!(found.name, "layers.0.mlp.gate_up_proj");
         // A chunk of codes and one scale.
         assert_eq!((found.num_weights, found.num_bytes), (2, 18));
         assert_eq!(relative(&[Squares::of(&[0.0; 3], &[0.0; 3])]), 0.0);

@@ -43,7 +43,7 @@ impl QualityReport {
             x: Axis::from_zero(format!("weights, {unit_name}"), self.rows.iter().map(x)),
             y: Axis::around(label, self.rows.iter().map(&value)),
             curves: self.rows.iter().enumerate().map(curve).collect(),
-            legend: SeriesLabelPosition::UpperLeft,
+            legend: SeriesLabelPosition::UpperRight,
         }
     }
 

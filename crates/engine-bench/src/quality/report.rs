@@ -140,7 +140,7 @@ impl QualityRow {
         self.verdict = format!("{}: {size}, {}", self.name(), self.loss);
         let worst: Vec<_> = self.layers.iter().take(3).filter_map(named_error).collect();
         if !worst.is_empty() {
-            self.verdict.push_str(&format!("; worst layers {}", worst.join(", ")));
+            self.verdict.push_str(&format!("; largest errors {}", worst.join(", ")));
         }
     }
 

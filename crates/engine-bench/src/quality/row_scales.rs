@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use engine::SchemePlan;
-use engine_core::{StoredMatrix, planned_tensors};
+use engine_core::{MatrixTensor, StoredMatrix};
 use engine_quant::{Grid, SliceRows, round_to_nearest};
 use plotters::chart::SeriesLabelPosition;
 use serde::Serialize;
@@ -66,13 +65,13 @@ impl RowScales {
         let config = read_config(path)?;
         let weights = open_weights(path, &config)?;
         let mut model = Vec::new();
-        for tensor in planned_tensors(&config, weights.model_prefix(), &SchemePlan::default()) {
-            let values: Vec<f32> = match weights.matrix(&tensor.name, tensor.shape)? {
+        for tensor in MatrixTensor::all(&config, weights.model_prefix()) {
+            let stored = weights.matrix(&format!("{}.weight", tensor.name), tensor.shape)?;
+            let values: Vec<f32> = match stored {
                 StoredMatrix::Dense(data) => data.iter::<f32>().collect(),
                 StoredMatrix::Packed(packed) => packed.dequantize(),
             };
-            let name = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name).to_owned();
-            model.push(RowScalesEntry::of(name, &values, tensor.shape[1])?);
+            model.push(RowScalesEntry::of(tensor.name, &values, tensor.shape[1])?);
         }
         Ok(Self { random, model })
     }

@@ -4,7 +4,8 @@ use std::{
 };
 
 use engine::{
-    Device, Engine, EngineCore, EngineInfo, KvFormat, ModelConfig, SchemePlan, resolve_model,
+    CalibrationText, Device, Engine, EngineCore, EngineInfo, KvFormat, ModelConfig, SchemePlan,
+    resolve_model,
 };
 use engine_core::WeightSource;
 
@@ -22,7 +23,7 @@ use crate::{
 };
 
 /// What is compared, on which text.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct QualityPlan {
     /// The reference: a model directory, a GGUF file or a Hub id.
     pub model: String,
@@ -30,6 +31,8 @@ pub struct QualityPlan {
     pub schemes: Vec<SchemePlan>,
     /// Files of the same model in other formats, candidates as they are.
     pub models: Vec<PathBuf>,
+    /// What schemes with `method=gptq` or `method=awq` choose their codes for.
+    pub calibration: Option<CalibrationText>,
     /// Formats of keys and values; each candidate runs with each, the reference with `f32`.
     pub kv_formats: Vec<KvFormat>,
     /// The text.
@@ -92,6 +95,7 @@ impl QualityPlan {
             model: model.into(),
             schemes: Vec::new(),
             models: Vec::new(),
+            calibration: None,
             kv_formats: vec![KvFormat::F32],
             text: text.into(),
             text_name: "the text".to_owned(),
@@ -110,7 +114,10 @@ impl QualityPlan {
     ///
     /// # Errors
     /// If something cannot be loaded or scored; the run ends with the first candidate that fails.
-    pub fn run(&self, progress: &mut dyn FnMut(QualityStage)) -> Result<QualityReport, BenchError> {
+    pub fn run(
+        &self,
+        progress: &mut (dyn FnMut(QualityStage) + Send),
+    ) -> Result<QualityReport, BenchError> {
         self.check()?;
         let path = resolve_model(&self.model, &mut |_: &str, _, _| ())?;
         let reference = Candidate::of_plan(&path, &SchemePlan::default());
@@ -125,9 +132,14 @@ impl QualityPlan {
         let mut run = Run { plan: self, machine: machine.as_ref(), progress };
         let mut baseline = run.baseline(path, &reference)?;
         let mut rows = vec![baseline.row.clone()];
-        for &format in &self.kv_formats {
-            let plain = (format != KvFormat::F32).then_some(&reference);
-            for candidate in plain.into_iter().chain(&candidates) {
+        for &format in self.kv_formats.iter().filter(|format| **format != KvFormat::F32) {
+            rows.push(run.price(&reference, format, &mut baseline)?);
+        }
+        for candidate in &candidates {
+            let mut note = |line: String| (run.progress)(QualityStage::Note(line));
+            let calibrated = candidate.calibrate(self, &mut note)?;
+            let candidate = calibrated.as_ref().map_or(candidate, |made| &made.candidate);
+            for &format in &self.kv_formats {
                 rows.push(run.price(candidate, format, &mut baseline)?);
             }
         }
@@ -169,7 +181,7 @@ struct Baseline {
 struct Run<'a> {
     plan: &'a QualityPlan,
     machine: Option<&'a Machine>,
-    progress: &'a mut dyn FnMut(QualityStage),
+    progress: &'a mut (dyn FnMut(QualityStage) + Send),
 }
 
 impl Run<'_> {

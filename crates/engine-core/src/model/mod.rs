@@ -9,7 +9,7 @@ use burn_tensor::{DType, Tensor, TensorData};
 use engine_quant::WeightMatrix;
 
 pub use load::{
-    LoadEntry, LoadProgress, LoadReport, PlannedTensor, Treatment, load, planned_tensors,
+    DenseRows, LoadEntry, LoadProgress, LoadReport, MatrixTensor, Treatment, load,
     planned_weight_bytes,
 };
 

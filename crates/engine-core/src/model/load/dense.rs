@@ -7,9 +7,21 @@ use engine_quant::Rows;
 use half::{bf16, f16};
 
 /// Some rows of a matrix of floats, read as `f32` one at a time.
-pub(super) struct DenseRows<'a> {
-    pub data: &'a TensorData,
-    pub rows: Range<usize>,
+#[derive(Debug)]
+pub struct DenseRows<'a> {
+    pub(super) data: &'a TensorData,
+    pub(super) rows: Range<usize>,
+}
+
+impl<'a> DenseRows<'a> {
+    /// All rows of a matrix `[out, in]` of `f32`, `f16` or `bf16`.
+    ///
+    /// # Panics
+    /// If the data has not two dimensions.
+    pub fn new(data: &'a TensorData) -> Self {
+        assert_eq!(data.shape.len(), 2, "rows: a matrix has two dimensions");
+        Self { data, rows: 0..data.shape[0] }
+    }
 }
 
 impl Rows for DenseRows<'_> {

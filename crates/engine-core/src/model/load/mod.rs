@@ -4,17 +4,18 @@ mod dense;
 mod estimate;
 mod matrix;
 mod parts;
-mod planned;
 mod report;
+mod tensors;
 
 use std::sync::Arc;
 
 use burn_tensor::{DType, Tensor, TensorData};
 use engine_quant::{SchemePlan, WeightMatrix};
 
+pub use dense::DenseRows;
 pub use estimate::planned_weight_bytes;
-pub use planned::{PlannedTensor, planned_tensors};
 pub use report::{LoadEntry, LoadReport, Treatment};
+pub use tensors::MatrixTensor;
 
 use super::{Model, layer::DecoderLayer, layer::LayerShape, layer::Linear};
 use crate::{LoadError, ModelBackend, ModelConfig, Rope, WeightSource};
