@@ -227,10 +227,10 @@ fn gptq_and_awq_copies_look_like_those_of_other_tools() {
         let config = |dir: &Path| json(&dir.join("config.json"))["quantization_config"].clone();
         let (found, expected) = (config(&copy.path()), config(&quant(reference)));
         for (key, value) in expected.as_object().unwrap() {
-            let free = ["meta", "method", "checkpoint_format", "format"].contains(&key.as_str());
+            let free = ["meta", "checkpoint_format", "format"].contains(&key.as_str());
             assert!(free || found[key] == *value, "{plan} {key}: {}", found[key]);
         }
-        // The same numbers come out: a few windows of text, and nothing became floats.
+        // Nothing became floats.
         let engine = Engine::builder(copy.path().display().to_string()).device(Device::Cpu);
         let report = engine.load().unwrap().info().load_report.clone();
         assert!(report.entries.iter().all(|entry| entry.treatment == Treatment::Kept), "{report}");
@@ -301,9 +301,10 @@ fn calibrated_copies_hold_what_was_calibrated() {
                 CalibratedTensor::Matrix(StoredMatrix::Packed(packed)) => {
                     let found = &found[name.strip_suffix(".weight").unwrap()];
                     let StoredMatrix::Packed(found) = found else { panic!("{plan} {name}") };
-                    assert_eq!(found.codes, packed.codes, "{plan} {name}");
-                    assert_eq!(found.scales, packed.scales, "{plan} {name}");
-                    assert_eq!(found.column_order, packed.column_order, "{plan} {name}");
+                    assert!(found.scales == packed.scales, "{plan} {name}");
+                    // GPTQ's layout says which columns a group has, not their order in it.
+                    let ordered = layout == CheckpointLayout::Gptq && packed.column_order.is_some();
+                    assert!(ordered || found.codes == packed.codes, "{plan} {name}");
                     assert!(found.dequantize() == packed.dequantize(), "{plan} {name}");
                 }
                 CalibratedTensor::Matrix(StoredMatrix::Dense(_)) => {}
@@ -377,9 +378,9 @@ fn foolish_requests_are_refused_and_leave_nothing() {
         options.calibration = Some(CalibrationText { cut, ..CalibrationText::new("Once") });
     };
     says(refused(&stories, "int4:method=gptq", &wide), &["513", "2 to 512"]);
-    // stories260K's down_proj has 172 columns.
+    // stories260K has 172 columns and rows between gate, up and down.
     for (layout, plan, words) in [
-        (CheckpointLayout::Gptq, "int4:group=32:asym", ["model.layers.0.mlp.down_proj", "172"]),
+        (CheckpointLayout::Gptq, "int4:group=32:asym", ["model.layers.0.mlp.gate_proj", "172"]),
         (CheckpointLayout::Awq, "int8", ["q_proj", "four bits"]),
         (CheckpointLayout::Gptq, "nf4", ["q_proj", "nf4"]),
         (CheckpointLayout::Gptq, "int8+last=none", ["model.layers.4.", "float"]),
@@ -474,7 +475,7 @@ fn the_example_writes_a_model_and_says_what_became_of_it() {
     let (code, stdout, stderr) = finished(&mut command);
     assert_eq!(code, Some(0), "{stderr}");
     // Why not GPTQ's layout, the error of each matrix, the table.
-    assert!(stderr.contains("layout engine: `gptq` cannot hold model.layers.0.mlp.down_proj"));
+    assert!(stderr.contains("layout engine: `gptq` cannot hold model.layers.0.mlp.gate_proj"));
     assert!(stderr.contains("calibration: 1500 tokens in 4 sequences"), "{stderr}");
     assert_eq!(stderr.lines().filter(|line| line.contains("(to nearest")).count(), 35);
     assert!(stdout.starts_with("| scheme |") && stdout.contains("| kept |"), "{stdout}");
