@@ -103,8 +103,9 @@ fn write(options: &Options) -> Result<(), Failure> {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
-    })?;
+    });
     bar.finish_and_clear();
+    let report = report?;
     eprintln!(
         "{} written in {:.1} s, layout {}",
         report.output.display(),

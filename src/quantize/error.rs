@@ -78,8 +78,8 @@ pub enum QuantizeError {
     },
     /// A rule treats some rows of a tensor differently from others.
     #[error(
-        "a rule names a part of `{tensor}`, which this checkpoint has as one matrix: name `{tensor}` \
-         or all of its parts"
+        "a rule names a part of `{tensor}`, which this checkpoint has as one matrix: name \
+         `{tensor}` or all of its parts"
     )]
     FusedRule {
         /// The tensor.

@@ -215,6 +215,7 @@ impl Writer {
                 let version = if *has_zero { "gptq_v2" } else { "gptq" };
                 Some(json!({
                     "quant_method": "gptq",
+                    "method": "gptq",
                     "bits": if *grid == Grid::Int8 { 8 } else { 4 },
                     "group_size": group_size(grid.group()),
                     "desc_act": act_order,

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::Path, str::FromStr};
 
-use engine_core::ModelConfig;
+use engine_core::{CalibrateError, ModelConfig};
 use thiserror::Error;
 
 use super::QuantizeError;
@@ -89,6 +89,9 @@ pub(super) fn sequences(
 ) -> Result<Vec<Vec<u32>>, QuantizeError> {
     if !dir.join("tokenizer.json").is_file() {
         return Err(QuantizeError::NoTokenizer { path: dir.to_owned() });
+    }
+    if text.text.trim().is_empty() {
+        return Err(CalibrateError::NoTokens.into());
     }
     let tokenizer = Tokenizer::load(dir)?;
     let bos = tokenizer.bos_id().or(config.bos_token_id);
