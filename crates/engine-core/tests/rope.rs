@@ -79,6 +79,9 @@ fn inv_freq_f64(config: &RopeConfig, rope_len: usize) -> Vec<f64> {
     match &config.scaling {
         RopeScaling::None => plain.collect(),
         RopeScaling::Linear { factor } => plain.map(|f| f / factor).collect(),
+        RopeScaling::Divided { factors } => {
+            plain.zip(factors).map(|(f, factor)| f / f64::from(*factor)).collect()
+        }
         RopeScaling::Dynamic { factor } => {
             let max = config.max_position_embeddings as f64;
             let len = (rope_len as f64).max(max);
