@@ -12,16 +12,8 @@ use engine_quant::{
 use half::f16;
 use proptest::prelude::*;
 
-const SHAPES: [[usize; 2]; 8] = [
-    [1, 1],
-    [3, 7],
-    [64, 172],
-    [131, 64],
-    [9, 200],
-    [40, 256],
-    [7, 2048],
-    [6, 4101],
-];
+const SHAPES: [[usize; 2]; 8] =
+    [[1, 1], [3, 7], [64, 172], [131, 64], [9, 200], [40, 256], [7, 2048], [6, 4101]];
 
 /// Numbers in −1 .. 1 that have no pattern.
 fn numbers(len: usize, seed: usize) -> Vec<f32> {
@@ -176,7 +168,8 @@ fn views_are_read_as_what_they_show_and_no_rows_give_none() {
     let copy = Tensor::from_data(part.to_data(), (&FlexDevice, DType::F32));
     assert_eq!(bits(packed.linear(part)), bits(packed.linear(copy)));
     assert_eq!(packed.linear(Tensor::zeros([0, 50], &FlexDevice)).dims(), [0, 40]);
-    let none = Tensor::<Flex, 1, Int>::from_data(TensorData::new(Vec::<i32>::new(), [0]), &FlexDevice);
+    let none =
+        Tensor::<Flex, 1, Int>::from_data(TensorData::new(Vec::<i32>::new(), [0]), &FlexDevice);
     assert_eq!(packed.rows(none).dims(), [0, 50]);
 }
 

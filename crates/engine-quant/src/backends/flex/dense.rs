@@ -105,7 +105,13 @@ pub fn widen_into<S: Simd, W: StoredFloat>(s: S, from: &[W], to: &mut [f32]) {
 }
 
 /// `x [rows, in]` times `weight [out, in]` transposed, `[rows, out]`.
-pub fn product<W: StoredFloat>(isa: Isa, x: &[f32], weight: &[W], rows: usize, out: usize) -> Vec<f32> {
+pub fn product<W: StoredFloat>(
+    isa: Isa,
+    x: &[f32],
+    weight: &[W],
+    rows: usize,
+    out: usize,
+) -> Vec<f32> {
     tiles::product(x, [rows, out], |part| {
         assert_eq!(weight.len(), out * part.width, "dense_linear: the weight has {out} rows");
         isa.run(DensePart { part, weight });

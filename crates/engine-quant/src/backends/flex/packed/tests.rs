@@ -137,7 +137,8 @@ fn the_composed_reference_gives_the_same() {
             assert_eq!(numbers_of(whole), numbers_of(composed.clone()), "{kind:?}");
             let x = TensorData::new(numbers(7 * width, 3), [7, width]);
             let x = Tensor::<Flex, 2>::from_data(x, (&FlexDevice, DType::F32));
-            let found = numbers_of(float_tensor(linear(&super::super::activations(x.clone()), &fast)));
+            let found =
+                numbers_of(float_tensor(linear(&super::super::activations(x.clone()), &fast)));
             let sizes = numbers_of(x.clone().abs().matmul(composed.clone().abs().transpose()));
             let expected = numbers_of(x.matmul(composed.transpose()));
             for ((found, expected), size) in found.iter().zip(expected).zip(sizes) {

@@ -35,13 +35,8 @@ pub trait Format<S: Simd>: Copy {
     ///
     /// # Safety
     /// The row has codes there, up to the bytes that rows are padded to.
-    unsafe fn vector(
-        self,
-        s: S,
-        row: PackedRow,
-        place: (usize, usize),
-        group: Self::Group,
-    ) -> S::V;
+    unsafe fn vector(self, s: S, row: PackedRow, place: (usize, usize), group: Self::Group)
+    -> S::V;
 }
 
 /// Codes of four bits: the levels less the format's zero, the first and the last `LANES` of 16.

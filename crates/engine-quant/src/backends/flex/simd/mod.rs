@@ -32,8 +32,8 @@ mod x86_avx2;
 #[cfg(target_arch = "x86_64")]
 mod x86_avx512;
 
-pub use dot::{dot, dot_tile};
 pub(crate) use dot::sum_tile;
+pub use dot::{dot, dot_tile};
 pub use stored::StoredFloat;
 
 use std::sync::LazyLock;

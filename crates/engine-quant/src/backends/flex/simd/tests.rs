@@ -162,7 +162,8 @@ fn four_bit_codes_are_looked_up_in_the_order_of_columns() {
             let table: Vec<f32> = (0..16).map(|i| (i as f32 - 7.5) * 0.3).collect();
             let halves = [vector(s, &table), vector(s, &table[16 - S::LANES..])];
             for seed in 0..50_usize {
-                let codes: Vec<u8> = (0..32).map(|i| ((i * 7 + seed * i + seed) % 16) as u8).collect();
+                let codes: Vec<u8> =
+                    (0..32).map(|i| ((i * 7 + seed * i + seed) % 16) as u8).collect();
                 let mut chunk = [0; 16];
                 crate::Bits::Four.pack_row(&codes, &mut chunk);
                 let mut found = Vec::new();
