@@ -21,6 +21,8 @@ const COPIES: usize = 12;
 
 const FORMATS: [&str; 5] = ["bf16", "int8", "int4:group=32", "int4:group=128", "nf4"];
 
+type Matrix = Box<dyn WeightMatrix<Flex>>;
+
 fn main() {
     divan::main();
 }
@@ -36,7 +38,8 @@ fn numbers(len: usize) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-fn matrix(format: &str) -> Box<dyn WeightMatrix<Flex>> {
+/// The same matrix several times.
+fn matrices(format: &str, count: usize) -> Vec<Matrix> {
     let values = numbers(OUT * IN);
     let int4 = |columns| Grid::Int4 { group: Group::Columns(columns), range: Int4Range::Sym8 };
     let grid = match format {
@@ -46,11 +49,13 @@ fn matrix(format: &str) -> Box<dyn WeightMatrix<Flex>> {
         "nf4" => Grid::Nf4,
         _ => {
             let data = TensorData::new(values, [OUT, IN]).convert_dtype(DType::BF16);
-            return Box::new(Dense::upload(data, &FlexDevice).unwrap());
+            let upload = |_| Box::new(Dense::upload(data.clone(), &FlexDevice).unwrap()) as Matrix;
+            return (0..count).map(upload).collect();
         }
     };
     let packed = round_to_nearest(&SliceRows { values: &values, columns: IN }, grid).unwrap();
-    Box::new(Packed::upload(packed, &FlexDevice).unwrap())
+    let upload = |_| Box::new(Packed::upload(packed.clone(), &FlexDevice).unwrap()) as Matrix;
+    (0..count).map(upload).collect()
 }
 
 fn activations(rows: usize) -> Tensor<Flex, 2> {
@@ -60,13 +65,13 @@ fn activations(rows: usize) -> Tensor<Flex, 2> {
 
 /// The same format several times, so that no product finds its weights in a cache.
 struct Turns {
-    matrices: Vec<Box<dyn WeightMatrix<Flex>>>,
+    matrices: Vec<Matrix>,
     next: usize,
 }
 
 impl Turns {
     fn new(format: &str) -> Self {
-        Self { matrices: (0..COPIES).map(|_| matrix(format)).collect(), next: 0 }
+        Self { matrices: matrices(format, COPIES), next: 0 }
     }
 
     fn next(&mut self) -> &dyn WeightMatrix<Flex> {
@@ -78,7 +83,7 @@ impl Turns {
 /// The sum of all bytes' words, read on all threads: what memory can do.
 #[divan::bench(args = FORMATS, sample_count = 40)]
 fn read(bencher: Bencher<'_, '_>, format: &str) {
-    let len = matrix(format).num_bytes() / 8;
+    let len = matrices(format, 1)[0].num_bytes() / 8;
     let copies: Vec<Vec<u64>> = (0..COPIES).map(|copy| vec![copy as u64; len]).collect();
     let mut next = 0;
     bencher.counter(BytesCount::new(len * 8)).bench_local(|| {
@@ -108,7 +113,7 @@ fn bytes(bencher: Bencher<'_, '_>, format: &str, rows: usize) {
 #[divan::bench(args = FORMATS, sample_count = 8)]
 fn many_rows(bencher: Bencher<'_, '_>, format: &str) {
     const ROWS: usize = 512;
-    let (matrix, x) = (matrix(format), activations(ROWS));
+    let (matrix, x) = (matrices(format, 1).remove(0), activations(ROWS));
     let items = ItemsCount::new(ROWS * OUT * IN);
     bencher.counter(items).bench_local(|| black_box(matrix.linear(x.clone())));
 }

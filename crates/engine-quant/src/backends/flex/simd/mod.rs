@@ -183,9 +183,6 @@ pub trait Simd: Copy + Send + Sync {
     /// 16 bytes can be read at `chunk`, and `vector < 32 / LANES`.
     unsafe fn lookup_u4(self, chunk: *const u8, vector: usize, table: [Self::V; 2]) -> Self::V;
 
-    /// Asks for the memory at `address`, which need not be readable, or does nothing.
-    fn prefetch(self, address: *const u8);
-
     /// Writes `LANES` floats.
     ///
     /// # Safety

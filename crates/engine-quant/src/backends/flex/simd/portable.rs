@@ -136,9 +136,6 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn prefetch(self, _address: *const u8) {}
-
-    #[inline(always)]
     unsafe fn store(self, to: *mut f32, v: Self::V) {
         // SAFETY: the caller vouches for the room.
         unsafe { to.cast::<Self::V>().write(v) }
