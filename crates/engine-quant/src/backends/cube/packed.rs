@@ -67,8 +67,8 @@ impl Coding {
         }
     }
 
-    fn level_bits(self, code: usize) -> u32 {
-        self.table.map_or(0, |levels| levels[code])
+    fn level(self, code: usize) -> f32 {
+        self.table.map_or(0.0, |levels| f32::from_bits(levels[code]))
     }
 }
 
@@ -276,7 +276,7 @@ pub(super) fn level_table(#[comptime] coding: Coding) -> SharedMemory<f32> {
         if UNIT_POS == 0 {
             #[unroll]
             for code in 0..16usize {
-                table[code] = f32::reinterpret(comptime!(coding.level_bits(code)).runtime());
+                table[code] = comptime!(coding.level(code)).runtime();
             }
         }
         sync_cube();
