@@ -186,7 +186,7 @@ fn hand_built_matrices_of_every_kind() {
                 let parts = Parts { bits, group_size, zeros, mins, single };
                 for shape in [[1, 1], [9, 200], [5, 544]] {
                     let matrix = built(shape, parts);
-                    check_linear(&matrix, &[1, 8, 11], &device);
+                    check_linear(&matrix, &[2, 11], &device);
                     // Where neither product nor sum is exact, a driver that contracts them rounds
                     // once, not twice.
                     let ulps = if mins && single { 1.0 } else { 0.0 };

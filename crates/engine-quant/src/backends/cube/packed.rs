@@ -47,7 +47,8 @@ pub(super) struct Coding {
     scales: Format,
     zeros: bool,
     mins: Option<Format>,
-    /// So many columns, from a multiple of their number on, are of one group: 1, 16 or 32.
+    /// So many columns, from a multiple of their number on, are of one group: 1, 16, or 32 where a
+    /// vector has as many.
     pub(super) span: usize,
 }
 
@@ -67,8 +68,8 @@ impl Coding {
         }
     }
 
-    fn level_bits(self, code: usize) -> u32 {
-        self.table.map_or(0, |levels| levels[code])
+    fn level(self, code: usize) -> f32 {
+        self.table.map_or(0.0, |levels| f32::from_bits(levels[code]))
     }
 }
 
@@ -124,9 +125,13 @@ pub(super) fn upload<R: CubeRuntime>(matrix: PackedMatrix, device: &R::Device) -
 impl<R: CubeRuntime> Stored<R> {
     fn coding(&self) -> Coding {
         let group_size = self.spec.group_size;
+        let vector = match self.spec.bits {
+            Bits::Four => 32,
+            Bits::Eight => 16,
+        };
         let span = match group_size.is_power_of_two() {
-            _ if self.spec.groups() == 1 => 32,
-            true if group_size >= 16 => group_size.min(32),
+            _ if self.spec.groups() == 1 => vector,
+            true if group_size >= 16 => group_size.min(vector),
             _ => 1,
         };
         Coding {
@@ -276,7 +281,7 @@ pub(super) fn level_table(#[comptime] coding: Coding) -> SharedMemory<f32> {
         if UNIT_POS == 0 {
             #[unroll]
             for code in 0..16usize {
-                table[code] = f32::reinterpret(comptime!(coding.level_bits(code)).runtime());
+                table[code] = comptime!(coding.level(code)).runtime();
             }
         }
         sync_cube();
