@@ -7,6 +7,7 @@ use crate::{LoadError, StoredMatrix};
 
 /// A tensor of a calibrated model, in the form in which it is stored.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "one is made at a time and handed on")]
 pub enum CalibratedTensor {
     /// A matrix, quantized or as the source has it.
     Matrix(StoredMatrix),

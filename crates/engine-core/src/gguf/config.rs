@@ -226,10 +226,10 @@ impl Keys<'_> {
         {
             self.set("sliding_window_pattern", json!(pattern));
         }
-        if gemma || architecture == Architecture::Phi3 {
-            if let Some(window) = self.count("attention.sliding_window")? {
-                self.set("sliding_window", json!(window));
-            }
+        if (gemma || architecture == Architecture::Phi3)
+            && let Some(window) = self.count("attention.sliding_window")?
+        {
+            self.set("sliding_window", json!(window));
         }
         Ok(())
     }

@@ -258,7 +258,7 @@ fn code(word: u32, place: u32) -> f32 {
 /// `stats [tokens · heads, partitions, 2]` (largest score, sum of exponentials) if `shape.split`,
 /// else the result `[tokens, heads · head_dim]`.
 #[cube(launch)]
-#[allow(clippy::too_many_arguments, clippy::collapsible_if)]
+#[allow(clippy::too_many_arguments, clippy::collapsible_if, clippy::assign_op_pattern)]
 fn partition_kernel<E: Numeric>(
     q: &Array<f32>,
     keys: &Array<E>,

@@ -56,7 +56,7 @@ pub(super) fn rope_kv_write<R: CubeRuntime>(
 /// sines), `q [tokens, heads · head_dim]`, codes: rows of `kv_heads · ⌈head_dim / 4⌉` words at
 /// `slot · pitch`, scales: rows of `kv_heads`.
 #[cube(launch)]
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, clippy::assign_op_pattern)]
 fn rope_codes_kernel(
     qkv: &Array<f32>,
     cos_sin: &Array<f32>,

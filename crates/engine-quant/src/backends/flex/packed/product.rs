@@ -1,5 +1,10 @@
 //! Products with packed rows.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "the indices number registers, and the loops over them are unrolled"
+)]
+
 use std::ops::Range;
 
 use super::super::simd::{self, Isa, Kernel, Simd};
