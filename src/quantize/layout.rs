@@ -333,7 +333,7 @@ fn whole_groups(matrix: &MatrixTensor, grid: Grid) -> Result<(), Misfit> {
         Group::Columns(columns) if !GROUP_SIZES.contains(&columns) => {
             Err(misfit(matrix, format!("other readers know no groups of {columns}")))
         }
-        Group::Columns(columns) if in_ % columns != 0 => {
+        Group::Columns(columns) if !in_.is_multiple_of(columns) => {
             Err(misfit(matrix, format!("{in_} columns are no whole groups of {columns}")))
         }
         _ => Ok(()),

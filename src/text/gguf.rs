@@ -120,7 +120,7 @@ impl Tokenizer {
             (Segmenter::Pipeline(Box::new(pipeline)), rule, pre.adds_bos)
         } else {
             let (model, rule) = vocabulary.sentencepiece(&kinds)?;
-            (Segmenter::SentencePiece(model), rule, true)
+            (Segmenter::SentencePiece(Box::new(model)), rule, true)
         };
         let around = vocabulary.around(adds_bos)?;
         let special = (0..).zip(&kinds).filter(|(_, kind)| **kind == TokenKind::Control);

@@ -52,7 +52,7 @@ pub(crate) struct Inner {
 /// What cuts text into tokens.
 pub(crate) enum Segmenter {
     Pipeline(Box<tokenizers::Tokenizer>),
-    SentencePiece(SentencePiece),
+    SentencePiece(Box<SentencePiece>),
 }
 
 /// The special tokens before and after a text.

@@ -104,7 +104,7 @@ impl Axis {
     }
 
     /// The same axis from a power of ten on, so that short ranges have a labelled tick.
-    pub fn from_power_of_ten(mut self) -> Self {
+    pub fn starting_at_power_of_ten(mut self) -> Self {
         self.range.start = 10_f64.powf(self.range.start.log10().floor());
         self
     }

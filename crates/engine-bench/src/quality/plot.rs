@@ -21,7 +21,8 @@ impl QualityReport {
         let kl = |row: &QualityRow| if row.kl_nats > 0.0 { row.kl_nats } else { f64::NAN };
         let mut divergence = self.panel(title, "KL from the first, nats", kl);
         let divergences = self.rows.iter().map(kl);
-        divergence.y = Axis::logarithmic(divergence.y.label, divergences).from_power_of_ten();
+        divergence.y =
+            Axis::logarithmic(divergence.y.label, divergences).starting_at_power_of_ten();
         plot::draw(&[perplexity, divergence], format)
     }
 

@@ -148,7 +148,7 @@ impl RowScales {
             title: "INT8: one scale for the matrix, or one for each row".to_owned(),
             x: Axis::logarithmic("largest row / smallest row", points().map(|point| point.x)),
             y: Axis::logarithmic("relative error of a row", points().map(|point| point.y))
-                .from_power_of_ten(),
+                .starting_at_power_of_ten(),
             curves,
             legend: SeriesLabelPosition::UpperLeft,
         };
