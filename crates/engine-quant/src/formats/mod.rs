@@ -1,6 +1,6 @@
 //! Layouts of matrices in few bits in checkpoints: those that other tools write, and our own.
 //!
-//! Pure functions between bytes and [`PackedMatrix`](crate::PackedMatrix), without files. A layout
+//! Pure functions between bytes and [`PackedMatrix`], without files. A layout
 //! whose groups our kernels have keeps its bits; any other becomes [`Unpacked::Floats`], the same
 //! numbers.
 
