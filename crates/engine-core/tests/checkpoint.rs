@@ -148,7 +148,7 @@ fn joining_different_widths_is_a_programmer_error() {
 fn a_missing_tensor_is_named_with_the_closest_one() {
     let checkpoint = Checkpoint::open(model("llama-mha-tied")).unwrap();
     let error = checkpoint.load("lm_head.weight", &[512, 64]).unwrap_err();
-    says(&error, &["model.safetensors", "`lm_head.weight`", "config.json"]);
+    says(&error, &["model.safetensors", "`lm_head.weight`", "the configuration"]);
     let error = checkpoint.tensor("model.layers.0.self_attn.q_proj.bias").unwrap_err();
     says(&error, &["closest name is `model.layers.0.self_attn.q_proj.weight`"]);
     let empty = open(&file("{}", b"")).unwrap();

@@ -222,8 +222,11 @@ mod tests {
         let (first, last) = (rows[0], rows[9]);
         // A thousandfold spread: rows below half a step are lost whole, an error of one.
         assert!(first < 0.015 && last > 0.4, "{first} {last}");
-        // The whole matrix' error barely shows it.
-        assert!(measured.random[9].per_tensor.matrix < 3.0 * measured.random[9].per_row.matrix);
+        // The whole matrix' error shows little of it: large rows decide.
+        let ratio = |errors: fn(&ScaleErrors) -> f64| {
+            errors(&measured.random[9].per_tensor) / errors(&measured.random[9].per_row)
+        };
+        assert!(ratio(|e| e.matrix) < 10.0 && ratio(|e| e.rows) > 50.0);
         assert_eq!(measured.model.len(), 1 + 5 * 7);
         assert!(measured.model.iter().all(|m| m.per_row.rows < m.per_tensor.rows));
         let svg = String::from_utf8(measured.plot(ImageFormat::Svg).unwrap()).unwrap();
