@@ -5,6 +5,7 @@
 //!
 //! * [`WeightMatrix`]: what every stored matrix can do.
 //! * [`Dense`]: 32-bit and 16-bit floats as the checkpoint has them.
+//! * [`Activations`]: what activations are rounded to inside a product.
 //! * [`PackedMatrix`]: a matrix in few bits on the host, whatever made it; [`Packed`] is the same on
 //!   a device, [`Stacked`] several matrices of different formats as one.
 //! * [`Grid`] and [`round_to_nearest`]: how numbers become codes; [`Scheme`] and [`SchemePlan`]: what
@@ -27,6 +28,7 @@
 //! # Ok::<(), engine_quant::QuantError>(())
 //! ```
 
+mod activations;
 mod backends;
 mod dense;
 mod error;
@@ -42,8 +44,9 @@ mod scheme;
 mod stored;
 mod weight;
 
+pub use activations::Activations;
 #[cfg(feature = "flex")]
-pub use backends::flex::simd;
+pub use backends::flex::{simd, threads};
 pub use dense::Dense;
 pub use error::QuantError;
 pub use gguf::{GgufMatrix, GgufType};

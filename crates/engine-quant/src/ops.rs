@@ -1,6 +1,6 @@
 use burn_tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
-use crate::{PackedMatrix, PackedTensors, reference};
+use crate::{Activations, PackedMatrix, PackedTensors, reference};
 
 /// Products with stored matrices, on one backend.
 ///
@@ -18,8 +18,19 @@ pub trait QuantOps: Backend {
         Tensor::from_data(data.convert_dtype(dtype), (device, dtype))
     }
 
+    /// What [`QuantOps::dense_linear`] rounds activations to when asked for `wanted`: that, or
+    /// `f32` where there is no such kernel for this weight.
+    fn dense_activations(_weight: &Tensor<Self, 2>, _wanted: Activations) -> Activations {
+        Activations::F32
+    }
+
     /// `x · Wᵀ` with `f32` sums: `x [rows, in]`, `weight [out, in]`, result `f32 [rows, out]`.
-    fn dense_linear(x: Tensor<Self, 2>, weight: &Tensor<Self, 2>) -> Tensor<Self, 2> {
+    /// `activations` is what [`QuantOps::dense_activations`] gave.
+    fn dense_linear(
+        x: Tensor<Self, 2>,
+        weight: &Tensor<Self, 2>,
+        _activations: Activations,
+    ) -> Tensor<Self, 2> {
         x.matmul(Self::dense_to_f32(weight).transpose())
     }
 
@@ -33,12 +44,18 @@ pub trait QuantOps: Backend {
         weight.clone().cast(DType::F32)
     }
 
-    /// Uploads a packed matrix that [`PackedMatrix::check`] accepts.
-    fn packed_upload(matrix: PackedMatrix, device: &Self::Device) -> PackedTensors<Self> {
+    /// Uploads a packed matrix that [`PackedMatrix::check`] accepts, laid out for products that
+    /// round activations to `activations`, or to `f32` where there is no such kernel for it;
+    /// [`PackedTensors::activations`] says which.
+    fn packed_upload(
+        matrix: PackedMatrix,
+        _activations: Activations,
+        device: &Self::Device,
+    ) -> PackedTensors<Self> {
         reference::upload(&matrix, device)
     }
 
-    /// `x · Wᵀ` with `f32` sums: `x [rows, in]`, its columns in the packed order, to `[rows, out]`.
+    /// `x · Wᵀ` with sums no narrower than `f32`: `x [rows, in]`, its columns in the packed order, to `[rows, out]`.
     fn packed_linear(x: Tensor<Self, 2>, weight: &PackedTensors<Self>) -> Tensor<Self, 2> {
         x.matmul(Self::packed_to_f32(weight).transpose())
     }

@@ -2,7 +2,7 @@
 
 use burn_tensor::{DType, ElementConversion, Int, Tensor, TensorData};
 
-use crate::{Bits, CHUNK, Levels, PackedMatrix, PackedTensors, QuantOps, Zeros};
+use crate::{Activations, Bits, CHUNK, Levels, PackedMatrix, PackedTensors, QuantOps, Zeros};
 
 /// Uploads codes as `i32` words of four bytes, the lowest first, and everything else as it is.
 pub(crate) fn upload<B: QuantOps>(matrix: &PackedMatrix, device: &B::Device) -> PackedTensors<B> {
@@ -20,6 +20,7 @@ pub(crate) fn upload<B: QuantOps>(matrix: &PackedMatrix, device: &B::Device) -> 
         Zeros::PerGroup(zeros) => (0, Some(ints(zeros.iter().map(|&z| i32::from(z)).collect()))),
     };
     PackedTensors {
+        activations: Activations::F32,
         spec: matrix.spec,
         codes: ints(words.collect()),
         scales: floats(matrix.scales.to_f32()),

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use thiserror::Error;
 
-use crate::{Grid, Group, Int4Range};
+use crate::{Activations, Grid, Group, Int4Range};
 
 /// How the codes of a matrix are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -221,6 +221,8 @@ impl fmt::Display for Scheme {
 /// counts. A pattern is a part of the matrix' name between dots, such as `v_proj`, `layers.3` or
 /// `layers.0.mlp`; `first` and `last` are the first and the last layer, `embeddings` stands for
 /// `embed_tokens` and `lm_head`. Embeddings and head stay as they are unless a rule names them.
+/// `activations=f32`, `16bit` or `8bit` is no rule but says what products round activations to, all
+/// over the model; see [`Activations`].
 ///
 /// ```
 /// use engine_quant::{Scheme, SchemePlan};
@@ -230,18 +232,32 @@ impl fmt::Display for Scheme {
 /// assert_eq!(scheme("model.layers.2.self_attn.v_proj"), "int8");
 /// assert_eq!(scheme("model.layers.15.self_attn.v_proj"), "none");
 /// assert_eq!(scheme("lm_head"), "int8");
+///
+/// let plan: SchemePlan = "int8+activations=16bit".parse()?;
+/// assert_eq!(plan.activations(), engine_quant::Activations::Bits16);
 /// # Ok::<(), engine_quant::SchemeError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SchemePlan {
     default: Scheme,
     rules: Vec<(String, Scheme)>,
+    activations: Activations,
 }
 
 impl SchemePlan {
     /// A plan without rules.
     pub fn new(default: Scheme) -> Self {
-        Self { default, rules: Vec::new() }
+        Self { default, rules: Vec::new(), activations: Activations::default() }
+    }
+
+    /// The same plan with products that round activations to this.
+    pub fn with_activations(self, activations: Activations) -> Self {
+        Self { activations, ..self }
+    }
+
+    /// What products round activations to.
+    pub fn activations(&self) -> Activations {
+        self.activations
     }
 
     /// The scheme of the matrix with this name (without `.weight`) in a model of `layers` layers.
@@ -304,22 +320,31 @@ impl FromStr for SchemePlan {
 
     fn from_str(text: &str) -> Result<Self, SchemeError> {
         let mut parts = text.split('+');
-        let default = parts.next().unwrap_or_default().parse()?;
-        let rule = |part: &str| {
+        let mut plan = Self::new(parts.next().unwrap_or_default().parse()?);
+        for part in parts {
             let Some((pattern, scheme)) = part.split_once('=').filter(|(name, _)| !name.is_empty())
             else {
                 let problem = format!("`{part}` is no rule such as v_proj=int8");
                 return Err(SchemeError { scheme: text.to_owned(), problem });
             };
-            Ok((pattern.to_owned(), scheme.parse()?))
-        };
-        Ok(Self { default, rules: parts.map(rule).collect::<Result<_, _>>()? })
+            if pattern == "activations" {
+                let error = |problem| SchemeError { scheme: text.to_owned(), problem };
+                plan.activations = scheme.parse().map_err(error)?;
+            } else {
+                plan.rules.push((pattern.to_owned(), scheme.parse()?));
+            }
+        }
+        Ok(plan)
     }
 }
 
 impl fmt::Display for SchemePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.default.fmt(f)?;
-        self.rules.iter().try_for_each(|(pattern, scheme)| write!(f, "+{pattern}={scheme}"))
+        self.rules.iter().try_for_each(|(pattern, scheme)| write!(f, "+{pattern}={scheme}"))?;
+        if self.activations == Activations::default() {
+            return Ok(());
+        }
+        write!(f, "+activations={}", self.activations)
     }
 }

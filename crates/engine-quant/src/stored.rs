@@ -1,6 +1,6 @@
 use burn_tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
-use crate::{PackedMatrix, PackedSpec, QuantError, QuantOps, WeightMatrix};
+use crate::{Activations, PackedMatrix, PackedSpec, QuantError, QuantOps, WeightMatrix};
 
 /// The numbers of a packed matrix on a device.
 ///
@@ -10,6 +10,8 @@ use crate::{PackedMatrix, PackedSpec, QuantError, QuantOps, WeightMatrix};
 pub struct PackedTensors<B: Backend> {
     /// Shape and rules.
     pub spec: PackedSpec,
+    /// What products round activations to; the layout is made for it.
+    pub activations: Activations,
     /// The packed codes.
     pub codes: Tensor<B, 1, Int>,
     /// `[out · groups]`.
@@ -42,11 +44,23 @@ struct ColumnOrder<B: Backend> {
 }
 
 impl<B: QuantOps> Packed<B> {
+    /// Uploads a matrix whose products leave activations in `f32`.
+    ///
+    /// # Errors
+    /// As for [`Packed::upload_for`].
+    pub fn upload(matrix: PackedMatrix, device: &B::Device) -> Result<Self, QuantError> {
+        Self::upload_for(Activations::F32, matrix, device)
+    }
+
     /// Uploads a matrix.
     ///
     /// # Errors
     /// If [`PackedMatrix::check`] fails.
-    pub fn upload(matrix: PackedMatrix, device: &B::Device) -> Result<Self, QuantError> {
+    pub fn upload_for(
+        activations: Activations,
+        matrix: PackedMatrix,
+        device: &B::Device,
+    ) -> Result<Self, QuantError> {
         matrix.check()?;
         let column_order = matrix.column_order.as_ref().map(|order| {
             let mut inverse = vec![0_i32; order.len()];
@@ -65,7 +79,7 @@ impl<B: QuantOps> Packed<B> {
             factor: matrix.factor,
             format: matrix.format.clone(),
             num_bytes: matrix.num_bytes(),
-            tensors: B::packed_upload(matrix, device),
+            tensors: B::packed_upload(matrix, activations, device),
         })
     }
 
@@ -104,6 +118,10 @@ impl<B: QuantOps> WeightMatrix<B> for Packed<B> {
 
     fn num_bytes(&self) -> usize {
         self.num_bytes
+    }
+
+    fn activations(&self) -> Activations {
+        self.tensors.activations
     }
 
     fn dequantize(&self) -> Tensor<B, 2> {
@@ -162,6 +180,15 @@ impl<B: Backend> WeightMatrix<B> for Stacked<B> {
 
     fn num_bytes(&self) -> usize {
         self.parts.iter().map(|part| part.num_bytes()).sum()
+    }
+
+    /// The most exact of its parts'.
+    fn activations(&self) -> Activations {
+        let parts = || self.parts.iter().map(|part| part.activations());
+        Activations::ALL
+            .into_iter()
+            .find(|one| parts().any(|part| part == *one))
+            .unwrap_or_default()
     }
 
     fn dequantize(&self) -> Tensor<B, 2> {

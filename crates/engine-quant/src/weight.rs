@@ -2,9 +2,11 @@ use std::fmt::Debug;
 
 use burn_tensor::{Int, Tensor, backend::Backend};
 
+use crate::Activations;
+
 /// A stored matrix `[out, in]` and its product with activations.
 ///
-/// Activations are `f32` and so are all sums, whatever the stored type is.
+/// Activations come and go as `f32`, and so are all sums, whatever the stored type is.
 pub trait WeightMatrix<B: Backend>: Debug + Send + Sync {
     /// `x · Wᵀ`: `[rows, in]` to `[rows, out]`.
     ///
@@ -20,6 +22,9 @@ pub trait WeightMatrix<B: Backend>: Debug + Send + Sync {
 
     /// Bytes that the stored matrix takes on the device, scales and zero points included.
     fn num_bytes(&self) -> usize;
+
+    /// What [`WeightMatrix::linear`] rounds activations to.
+    fn activations(&self) -> Activations;
 
     /// The whole matrix as `f32`, `[out, in]`.
     fn dequantize(&self) -> Tensor<B, 2>;

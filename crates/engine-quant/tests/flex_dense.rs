@@ -5,7 +5,7 @@
 
 use burn_flex::{Flex, FlexDevice};
 use burn_tensor::{DType, Int, Tensor, TensorData};
-use engine_quant::QuantOps;
+use engine_quant::{Activations, QuantOps};
 use proptest::prelude::*;
 
 const TYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
@@ -49,7 +49,7 @@ fn the_product_equals_the_composed_one() {
                 let weight = stored(out, width, dtype);
                 let wide = weight.clone().cast(DType::F32);
                 let expected = values(x.clone().matmul(wide.transpose()));
-                let found = values(Flex::dense_linear(x, &weight));
+                let found = values(Flex::dense_linear(x, &weight, Activations::F32));
                 let tolerance = 2e-6 * (width as f32).sqrt();
                 for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
                     assert!(
@@ -99,16 +99,16 @@ fn views_are_read_as_what_they_show() {
         let turned = weight.clone().transpose();
         let turned_copy = Flex::dense_upload(turned.to_data(), &FlexDevice);
         assert_eq!(
-            bits(Flex::dense_linear(part, &turned)),
-            bits(Flex::dense_linear(copy, &turned_copy))
+            bits(Flex::dense_linear(part, &turned, Activations::F32)),
+            bits(Flex::dense_linear(copy, &turned_copy, Activations::F32))
         );
         // A slice of rows is a view with an offset.
         let rows = weight.slice(3..9);
         let rows_copy = Flex::dense_upload(rows.to_data(), &FlexDevice);
         let x = matrix(2, 30, 2);
         assert_eq!(
-            bits(Flex::dense_linear(x.clone(), &rows)),
-            bits(Flex::dense_linear(x, &rows_copy))
+            bits(Flex::dense_linear(x.clone(), &rows, Activations::F32)),
+            bits(Flex::dense_linear(x, &rows_copy, Activations::F32))
         );
     }
 }
@@ -116,7 +116,7 @@ fn views_are_read_as_what_they_show() {
 #[test]
 fn no_rows_give_an_empty_result() {
     let weight = stored(3, 4, DType::BF16);
-    let none = Flex::dense_linear(Tensor::zeros([0, 4], &FlexDevice), &weight);
+    let none = Flex::dense_linear(Tensor::zeros([0, 4], &FlexDevice), &weight, Activations::F32);
     assert_eq!(none.dims(), [0, 3]);
     let ids = TensorData::new(Vec::<i32>::new(), [0]);
     let ids = Tensor::<Flex, 1, Int>::from_data(ids, &FlexDevice);
@@ -147,11 +147,11 @@ proptest! {
         let weight = stored(out, width, TYPES[dtype]);
         let x = matrix(rows, width, rows * out);
         let (whole_x, whole_weight) = (x.clone(), weight.clone());
-        let whole = in_pool(threads, move || bits(Flex::dense_linear(whole_x, &whole_weight)));
-        let mut parts = bits(Flex::dense_linear(x.clone().slice(0..cut), &weight));
-        parts.extend(bits(Flex::dense_linear(x.clone().slice(cut..rows), &weight)));
+        let whole = in_pool(threads, move || bits(Flex::dense_linear(whole_x, &whole_weight, Activations::F32)));
+        let mut parts = bits(Flex::dense_linear(x.clone().slice(0..cut), &weight, Activations::F32));
+        parts.extend(bits(Flex::dense_linear(x.clone().slice(cut..rows), &weight, Activations::F32)));
         prop_assert_eq!(&whole, &parts);
-        let last = bits(Flex::dense_linear(x.slice(rows - 1..rows), &weight));
+        let last = bits(Flex::dense_linear(x.slice(rows - 1..rows), &weight, Activations::F32));
         prop_assert_eq!(&whole[(rows - 1) * out..], &last[..]);
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use burn_tensor::TensorData;
 use engine_quant::{
-    Dense, Packed, PackedMatrix, QuantOps, Scheme, SchemePlan, Stacked, WeightMatrix,
+    Activations, Dense, Packed, PackedMatrix, QuantOps, Scheme, SchemePlan, Stacked, WeightMatrix,
     round_to_nearest,
 };
 
@@ -156,16 +156,18 @@ fn push(all: &mut Vec<Rows>, rows: Rows) {
 /// Rows on the device as one matrix.
 pub(super) fn upload<B: QuantOps>(
     rows: Vec<Rows>,
+    activations: Activations,
     device: &B::Device,
 ) -> Result<Box<dyn WeightMatrix<B>>, LoadError> {
     let mut parts = rows
         .into_iter()
         .map(|rows| {
             Ok(match rows {
-                Rows::Dense(data) => {
-                    Box::new(Dense::<B>::upload(data, device)?) as Box<dyn WeightMatrix<B>>
+                Rows::Dense(data) => Box::new(Dense::<B>::upload_for(activations, data, device)?)
+                    as Box<dyn WeightMatrix<B>>,
+                Rows::Packed(packed) => {
+                    Box::new(Packed::<B>::upload_for(activations, packed, device)?)
                 }
-                Rows::Packed(packed) => Box::new(Packed::<B>::upload(packed, device)?),
             })
         })
         .collect::<Result<Vec<_>, LoadError>>()?;

@@ -14,7 +14,7 @@ use burn_cubecl::{
 use burn_tensor::{DType, Int, Tensor, TensorData, TensorPrimitive};
 use cubecl::prelude::*;
 
-use crate::{PackedMatrix, PackedTensors, QuantOps};
+use crate::{Activations, PackedMatrix, PackedTensors, QuantOps};
 use packed::Stored;
 
 impl<R, F, I, BT> QuantOps for CubeBackend<R, F, I, BT>
@@ -28,7 +28,11 @@ where
         into_floats(dense::upload(data, device))
     }
 
-    fn dense_linear(x: Tensor<Self, 2>, weight: &Tensor<Self, 2>) -> Tensor<Self, 2> {
+    fn dense_linear(
+        x: Tensor<Self, 2>,
+        weight: &Tensor<Self, 2>,
+        _activations: Activations,
+    ) -> Tensor<Self, 2> {
         let x = contiguous(x.into_primitive().tensor(), DType::F32);
         into_floats(dense::linear(x, stored(weight)))
     }
@@ -42,10 +46,15 @@ where
         into_floats(dense::widen(stored(weight)))
     }
 
-    fn packed_upload(matrix: PackedMatrix, device: &Self::Device) -> PackedTensors<Self> {
+    fn packed_upload(
+        matrix: PackedMatrix,
+        _activations: Activations,
+        device: &Self::Device,
+    ) -> PackedTensors<Self> {
         let stored = packed::upload(matrix, device);
         PackedTensors {
             spec: stored.spec,
+            activations: Activations::F32,
             codes: Tensor::from_primitive(stored.codes),
             scales: into_floats(stored.scales),
             fixed_zero: stored.fixed_zero,

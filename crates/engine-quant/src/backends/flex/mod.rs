@@ -3,19 +3,24 @@
 mod dense;
 mod packed;
 pub mod simd;
+pub mod threads;
 mod tiles;
 
 use burn_flex::{Flex, FlexTensor, Layout};
 use burn_tensor::{Bytes, DType, Element, Int, Shape, Tensor, TensorData, TensorPrimitive};
 
-use crate::{PackedMatrix, PackedTensors, QuantOps};
+use crate::{Activations, PackedMatrix, PackedTensors, QuantOps};
 
 impl QuantOps for Flex {
     fn dense_upload(data: TensorData, _device: &Self::Device) -> Tensor<Self, 2> {
         float_tensor(FlexTensor::from_data(dense::aligned(data)))
     }
 
-    fn dense_linear(x: Tensor<Self, 2>, weight: &Tensor<Self, 2>) -> Tensor<Self, 2> {
+    fn dense_linear(
+        x: Tensor<Self, 2>,
+        weight: &Tensor<Self, 2>,
+        _activations: Activations,
+    ) -> Tensor<Self, 2> {
         let weight = contiguous(weight.clone().into_primitive().tensor());
         float_tensor(dense::linear(&activations(x), &weight))
     }
@@ -30,7 +35,11 @@ impl QuantOps for Flex {
         float_tensor(dense::to_f32(weight))
     }
 
-    fn packed_upload(matrix: PackedMatrix, _device: &Self::Device) -> PackedTensors<Self> {
+    fn packed_upload(
+        matrix: PackedMatrix,
+        _activations: Activations,
+        _device: &Self::Device,
+    ) -> PackedTensors<Self> {
         packed::upload(matrix)
     }
 

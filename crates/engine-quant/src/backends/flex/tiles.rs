@@ -7,9 +7,8 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::simd::{self, Simd, StoredFloat};
+use super::threads;
 
 /// Elements of a row that are summed before the next ones begin.
 pub const BLOCK: usize = 2048;
@@ -27,7 +26,7 @@ pub const STREAMS: usize = 8;
 const PARALLEL_WORK: usize = 1 << 18;
 
 /// Computes `y [rows, out]` from `x [rows, in]` on all threads: `run` fills the part it is given.
-pub fn product(x: &[f32], [rows, out]: [usize; 2], run: impl Fn(Part<'_>) + Sync) -> Vec<f32> {
+pub fn product(x: &[f32], [rows, out]: [usize; 2], run: impl Fn(Part<'_>) + Send + Sync) -> Vec<f32> {
     let mut y = vec![0.0; rows * out];
     if y.is_empty() {
         return y;
@@ -36,7 +35,7 @@ pub fn product(x: &[f32], [rows, out]: [usize; 2], run: impl Fn(Part<'_>) + Sync
     assert_eq!(x.len(), rows * width, "linear: x has {rows} rows");
     let y_start = SharedMut(y.as_mut_ptr());
     let part = |rows, columns| Part { x, y: y_start, width, out, rows, columns };
-    let threads = rayon::current_num_threads();
+    let threads = threads::count();
     if threads == 1 || rows * out * width < PARALLEL_WORK {
         run(part(0..rows, 0..out));
         return y;
@@ -46,7 +45,7 @@ pub fn product(x: &[f32], [rows, out]: [usize; 2], run: impl Fn(Part<'_>) + Sync
     let column_parts = (threads * 4).div_ceil(row_parts);
     let columns = out.div_ceil(column_parts).next_multiple_of(STREAMS);
     let column_parts = out.div_ceil(columns);
-    (0..row_parts * column_parts).into_par_iter().with_max_len(1).for_each(|number| {
+    threads::for_each(row_parts * column_parts, |number| {
         let (row, column) = (number % row_parts * ROW_BLOCK, number / row_parts * columns);
         run(part(row..rows.min(row + ROW_BLOCK), column..out.min(column + columns)));
     });

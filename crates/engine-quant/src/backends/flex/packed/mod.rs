@@ -17,7 +17,9 @@ use half::f16;
 
 use super::simd::{Isa, Simd};
 use super::{dense, dims, float_tensor, slice, tensor, tiles};
-use crate::{Bits, GroupValues, Levels, PackedMatrix, PackedSpec, PackedTensors, Zeros};
+use crate::{
+    Activations, Bits, GroupValues, Levels, PackedMatrix, PackedSpec, PackedTensors, Zeros,
+};
 use product::PackedPart;
 use walk::{EightBit, Format, FourBit};
 
@@ -28,6 +30,7 @@ pub fn upload(matrix: PackedMatrix) -> PackedTensors<Flex> {
         Zeros::PerGroup(zeros) => (0, Some(bytes(zeros))),
     };
     PackedTensors {
+        activations: Activations::F32,
         spec: matrix.spec,
         codes: bytes(matrix.codes),
         scales: group_values(matrix.scales),
