@@ -1,6 +1,6 @@
 use burn_tensor::{DType, Int, Tensor, TensorData};
 
-use crate::{Activations, QuantError, QuantOps, WeightMatrix};
+use crate::{Activations, Fused, QuantError, QuantOps, WeightMatrix};
 
 /// A matrix of plain floats, in the type the checkpoint stores: `f32`, `f16` or `bf16`.
 #[derive(Debug)]
@@ -45,6 +45,11 @@ impl<B: QuantOps> WeightMatrix<B> for Dense<B> {
         let ([_, found], [_, expected]) = (x.dims(), self.shape());
         assert_eq!(found, expected, "linear: x has {found} columns, the matrix {expected}");
         B::dense_linear(x, &self.weight, self.activations)
+    }
+
+    fn fused_linear(&self, x: &Tensor<B, 2>, fused: &Fused<'_, B>) -> Option<Tensor<B, 2>> {
+        fused.check(x.dims(), self.shape());
+        B::dense_fused_linear(x, &self.weight, fused)
     }
 
     fn rows(&self, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {

@@ -33,6 +33,7 @@ mod backends;
 mod dense;
 mod error;
 pub mod formats;
+mod fused;
 mod gguf;
 mod grid;
 mod ops;
@@ -45,10 +46,13 @@ mod stored;
 mod weight;
 
 pub use activations::Activations;
+#[cfg(feature = "cube")]
+pub use backends::cube::gate_value;
 #[cfg(feature = "flex")]
 pub use backends::flex::{simd, threads};
 pub use dense::Dense;
 pub use error::QuantError;
+pub use fused::{Fused, GateFunction, RowNorm, Then};
 pub use gguf::{GgufMatrix, GgufType};
 pub use grid::{Grid, Group, GroupParams, Int4Range, NF4_LEVELS};
 pub use ops::QuantOps;

@@ -1,6 +1,6 @@
 use burn_tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
-use crate::{Activations, PackedMatrix, PackedTensors, reference};
+use crate::{Activations, Fused, PackedMatrix, PackedTensors, reference};
 
 /// Products with stored matrices, on one backend.
 ///
@@ -34,6 +34,16 @@ pub trait QuantOps: Backend {
         x.matmul(Self::dense_to_f32(weight).transpose())
     }
 
+    /// [`QuantOps::dense_linear`] and what stands around it in one launch, where there is such a
+    /// kernel. Without one the caller composes it, so the default has none.
+    fn dense_fused_linear(
+        _x: &Tensor<Self, 2>,
+        _weight: &Tensor<Self, 2>,
+        _fused: &Fused<'_, Self>,
+    ) -> Option<Tensor<Self, 2>> {
+        None
+    }
+
     /// Rows `ids` of `weight [out, in]` as `f32 [ids, in]`.
     fn dense_rows(weight: &Tensor<Self, 2>, ids: Tensor<Self, 1, Int>) -> Tensor<Self, 2> {
         weight.clone().select(0, ids).cast(DType::F32)
@@ -58,6 +68,15 @@ pub trait QuantOps: Backend {
     /// `x · Wᵀ` with sums no narrower than `f32`: `x [rows, in]`, its columns in the packed order, to `[rows, out]`.
     fn packed_linear(x: Tensor<Self, 2>, weight: &PackedTensors<Self>) -> Tensor<Self, 2> {
         x.matmul(Self::packed_to_f32(weight).transpose())
+    }
+
+    /// [`QuantOps::packed_linear`] as [`QuantOps::dense_fused_linear`].
+    fn packed_fused_linear(
+        _x: &Tensor<Self, 2>,
+        _weight: &PackedTensors<Self>,
+        _fused: &Fused<'_, Self>,
+    ) -> Option<Tensor<Self, 2>> {
+        None
     }
 
     /// Rows `ids` as `f32 [ids, in]`, columns in the packed order.

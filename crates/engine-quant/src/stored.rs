@@ -1,6 +1,6 @@
 use burn_tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
-use crate::{Activations, PackedMatrix, PackedSpec, QuantError, QuantOps, WeightMatrix};
+use crate::{Activations, Fused, PackedMatrix, PackedSpec, QuantError, QuantOps, WeightMatrix};
 
 /// The numbers of a packed matrix on a device.
 ///
@@ -106,6 +106,14 @@ impl<B: QuantOps> WeightMatrix<B> for Packed<B> {
             None => x,
         };
         self.scaled(B::packed_linear(x, &self.tensors))
+    }
+
+    fn fused_linear(&self, x: &Tensor<B, 2>, fused: &Fused<'_, B>) -> Option<Tensor<B, 2>> {
+        fused.check(x.dims(), self.shape());
+        if self.column_order.is_some() || self.factor != 1.0 {
+            return None;
+        }
+        B::packed_fused_linear(x, &self.tensors, fused)
     }
 
     fn rows(&self, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {

@@ -2,7 +2,7 @@ use std::fmt::Debug;
 
 use burn_tensor::{Int, Tensor, backend::Backend};
 
-use crate::Activations;
+use crate::{Activations, Fused};
 
 /// A stored matrix `[out, in]` and its product with activations.
 ///
@@ -13,6 +13,16 @@ pub trait WeightMatrix<B: Backend>: Debug + Send + Sync {
     /// # Panics
     /// If `x` has another number of columns than the matrix.
     fn linear(&self, x: Tensor<B, 2>) -> Tensor<B, 2>;
+
+    /// `then(norm(x) · Wᵀ)` in one launch: `[rows, in]` to `[rows, out]`, or to `[rows, out/2]` with a
+    /// gate. `None` where the backend has no such kernel for this matrix and this number of rows;
+    /// the caller then composes it of [`WeightMatrix::linear`] and the other operations.
+    ///
+    /// # Panics
+    /// If a shape does not fit the matrix.
+    fn fused_linear(&self, _x: &Tensor<B, 2>, _fused: &Fused<'_, B>) -> Option<Tensor<B, 2>> {
+        None
+    }
 
     /// The rows with the given numbers as `f32`, `[ids]` to `[ids, in]`: the embedding look-up.
     fn rows(&self, ids: Tensor<B, 1, Int>) -> Tensor<B, 2>;

@@ -1,13 +1,57 @@
 use burn_tensor::Tensor;
-use engine_quant::WeightMatrix;
+use engine_quant::{Fused, RowNorm, Then, WeightMatrix};
 
 use crate::{
     ForwardBatch, LayerKv, ModelBackend, ModelConfig,
     ops::activation::{Activation, gated},
     ops::attention::{AttentionArgs, paged_attention},
-    ops::norm::rms_norm,
+    ops::norm::{add_rms_norm, rms_norm},
     ops::rope::{QkNorm, RopeArgs, rope_kv_write},
 };
+
+/// The residual stream, `[tokens, hidden]`, between two blocks.
+#[derive(Debug, Clone)]
+pub(super) struct Stream<B: ModelBackend> {
+    pub sum: Tensor<B, 2>,
+    /// Its norm before the next block, where it came with the sum. Where not, the next product
+    /// takes it in, if the backend has such a kernel.
+    pub normed: Option<Tensor<B, 2>>,
+}
+
+/// A root mean square norm with weight `[hidden]`.
+#[derive(Debug)]
+pub(super) struct Norm<'a, B: ModelBackend> {
+    pub weight: &'a Tensor<B, 1>,
+    pub eps: f32,
+}
+
+/// `norm(stream) · Wᵀ`, and the gate over it where there is one.
+pub(super) fn normed_product<B: ModelBackend>(
+    weight: &dyn WeightMatrix<B>,
+    stream: &Stream<B>,
+    norm: &Norm<'_, B>,
+    gate: Option<Activation>,
+) -> Tensor<B, 2> {
+    let (x, has_norm) = match &stream.normed {
+        Some(normed) => (normed, true),
+        None => (&stream.sum, false),
+    };
+    if !has_norm || gate.is_some() {
+        let before = RowNorm { weight: norm.weight, eps: norm.eps };
+        let then = gate.map_or(Then::Keep, Then::Gate);
+        let fused = Fused { norm: (!has_norm).then_some(before), then };
+        if let Some(y) = weight.fused_linear(x, &fused) {
+            return y;
+        }
+    }
+    let x = x.clone();
+    let x = if has_norm { x } else { rms_norm(x, norm.weight, norm.eps) };
+    let y = weight.linear(x);
+    match gate {
+        Some(activation) => gated(y, activation),
+        None => y,
+    }
+}
 
 /// A matrix and its bias.
 #[derive(Debug)]
@@ -26,6 +70,52 @@ impl<B: ModelBackend> Linear<B> {
             Some(bias) => y + bias.clone().unsqueeze(),
             None => y,
         }
+    }
+
+    /// `norm(stream) · Wᵀ + bias`, `[tokens, out]`.
+    fn after_norm(&self, stream: &Stream<B>, norm: &Norm<'_, B>) -> Tensor<B, 2> {
+        let y = normed_product(self.weight.as_ref(), stream, norm, None);
+        match &self.bias {
+            Some(bias) => y + bias.clone().unsqueeze(),
+            None => y,
+        }
+    }
+
+    /// The gated product of `norm(stream)`, `[tokens, out / 2]`.
+    fn gated_after_norm(
+        &self,
+        stream: &Stream<B>,
+        norm: &Norm<'_, B>,
+        activation: Activation,
+    ) -> Tensor<B, 2> {
+        match &self.bias {
+            Some(_) => gated(self.after_norm(stream, norm), activation),
+            None => normed_product(self.weight.as_ref(), stream, norm, Some(activation)),
+        }
+    }
+
+    /// The stream after a block that ends with this matrix: `sum + x · Wᵀ + bias`, the addend
+    /// normalised by `post` (Gemma). `next` is the norm before the next block.
+    fn onto(
+        &self,
+        x: Tensor<B, 2>,
+        sum: Tensor<B, 2>,
+        post: Option<&Tensor<B, 1>>,
+        next: &Norm<'_, B>,
+    ) -> Stream<B> {
+        if self.bias.is_none() && post.is_none() {
+            let fused = Fused { norm: None, then: Then::Add(&sum) };
+            if let Some(sum) = self.weight.fused_linear(&x, &fused) {
+                return Stream { sum, normed: None };
+            }
+        }
+        let y = self.forward(x);
+        let y = match post {
+            Some(weight) => rms_norm(y, weight, next.eps),
+            None => y,
+        };
+        let (normed, sum) = add_rms_norm(y, sum, next.weight, next.eps);
+        Stream { sum, normed: Some(normed) }
     }
 
     fn num_bytes(&self) -> usize {
@@ -111,31 +201,31 @@ impl LayerShape {
 }
 
 impl<B: ModelBackend> DecoderLayer<B> {
-    /// What attention adds to the residual stream, `[tokens, hidden]`.
+    /// The stream after attention.
     pub fn attention(
         &self,
-        x: Tensor<B, 2>,
+        stream: Stream<B>,
         batch: &ForwardBatch<B>,
         tables: &[Tensor<B, 2>],
         kv: &mut LayerKv<B>,
-    ) -> Tensor<B, 2> {
-        let qkv = self.qkv_proj.forward(x);
+    ) -> Stream<B> {
+        let qkv = self.qkv_proj.after_norm(&stream, &self.norm(&self.input_layernorm));
         let heads = self.shape.attend(qkv, self.qk_norm.as_ref(), (batch, tables), kv);
-        let out = self.o_proj.forward(heads);
-        match &self.post_attention_layernorm {
-            Some(weight) => rms_norm(out, weight, self.shape.eps),
-            None => out,
-        }
+        let post = self.post_attention_layernorm.as_ref();
+        let next = self.norm(&self.pre_feedforward_layernorm);
+        self.o_proj.onto(heads, stream.sum, post, &next)
     }
 
-    /// What the MLP adds to the residual stream, `[tokens, hidden]`.
-    pub fn mlp(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let gate_up = self.gate_up_proj.forward(x);
-        let out = self.down_proj.forward(gated(gate_up, self.shape.activation));
-        match &self.post_feedforward_layernorm {
-            Some(weight) => rms_norm(out, weight, self.shape.eps),
-            None => out,
-        }
+    /// The stream after the MLP; `next` is the norm before what follows the layer.
+    pub fn mlp(&self, stream: Stream<B>, next: &Norm<'_, B>) -> Stream<B> {
+        let norm = self.norm(&self.pre_feedforward_layernorm);
+        let inner = self.gate_up_proj.gated_after_norm(&stream, &norm, self.shape.activation);
+        let post = self.post_feedforward_layernorm.as_ref();
+        self.down_proj.onto(inner, stream.sum, post, next)
+    }
+
+    fn norm<'a>(&self, weight: &'a Tensor<B, 1>) -> Norm<'a, B> {
+        Norm { weight, eps: self.shape.eps }
     }
 
     pub fn matrices(&self) -> impl Iterator<Item = &dyn WeightMatrix<B>> {

@@ -15,10 +15,9 @@ pub use load::{
 
 use crate::{
     BatchInput, ForwardBatch, KvCache, KvFormat, KvShape, ModelBackend, ModelConfig, Rope,
-    ops::norm, ops::norm::rms_norm,
 };
-use layer::DecoderLayer;
 pub(crate) use layer::LayerShape;
+use layer::{DecoderLayer, Norm, Stream, normed_product};
 
 /// A loaded model: weights on the device, no state.
 ///
@@ -53,23 +52,26 @@ impl<B: ModelBackend> Model<B> {
         if let Some(scale) = self.config.embed_scale {
             hidden = hidden * scale;
         }
-        let mut normed = rms_norm(hidden.clone(), &self.layers[0].input_layernorm, eps);
+        let mut stream = Stream { sum: hidden, normed: None };
         for (i, (layer, kv)) in self.layers.iter().zip(&mut kv.layers).enumerate() {
-            let attention = layer.attention(normed, batch, &tables, kv);
-            (normed, hidden) =
-                norm::add_rms_norm(attention, hidden, &layer.pre_feedforward_layernorm, eps);
+            stream = layer.attention(stream, batch, &tables, kv);
             let next = self.layers.get(i + 1).map_or(&self.norm, |next| &next.input_layernorm);
-            (normed, hidden) = norm::add_rms_norm(layer.mlp(normed), hidden, next, eps);
+            stream = layer.mlp(stream, &Norm { weight: next, eps });
         }
 
+        let norm = Norm { weight: &self.norm, eps };
         let rows = batch.input.logit_rows.len();
         if rows == 0 {
             return None;
         }
         if rows < batch.num_tokens() {
-            normed = normed.select(0, batch.logit_rows());
+            let wanted = |tensor: Tensor<B, 2>| tensor.select(0, batch.logit_rows());
+            stream = match stream.normed {
+                Some(normed) => Stream { normed: Some(wanted(normed)), ..stream },
+                None => Stream { sum: wanted(stream.sum), normed: None },
+            };
         }
-        let logits = self.lm_head.linear(normed);
+        let logits = normed_product(self.lm_head.as_ref(), &stream, &norm, None);
         Some(match self.config.final_softcap {
             Some(cap) => (logits / cap).tanh() * cap,
             None => logits,

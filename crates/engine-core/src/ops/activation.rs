@@ -4,18 +4,7 @@ use burn_tensor::{Tensor, activation};
 
 use super::CoreOps;
 
-/// The non-linearity of the gate, with its Hugging Face names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Activation {
-    /// `x · sigmoid(x)`: `silu`, `swish`.
-    Silu,
-    /// `x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))`: `gelu_pytorch_tanh`, `gelu_new`.
-    GeluTanh,
-    /// `x/2 · (1 + erf(x / √2))`: `gelu`.
-    Gelu,
-    /// `max(x, 0)`: `relu`.
-    Relu,
-}
+pub use engine_quant::GateFunction as Activation;
 
 /// `activation(gate) · up` where `gate_up [tokens, 2 · intermediate]` holds the gate first.
 /// Returns `[tokens, intermediate]`.

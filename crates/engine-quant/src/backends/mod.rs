@@ -1,4 +1,4 @@
 #[cfg(feature = "cube")]
-mod cube;
+pub(crate) mod cube;
 #[cfg(feature = "flex")]
 pub(crate) mod flex;

@@ -25,9 +25,9 @@ use super::tile::{
 };
 
 /// Units that share one output of [`few_rows_kernel`].
-const LANES: usize = 32;
+pub(super) const LANES: usize = 32;
 /// Outputs of one cube of [`few_rows_kernel`].
-const OUTPUTS: usize = 8;
+pub(super) const OUTPUTS: usize = 8;
 /// Units of a cube of the element-wise kernels.
 pub(super) const UNITS: usize = 256;
 
@@ -49,7 +49,7 @@ impl Format {
     }
 
     /// Numbers in one word.
-    fn per_word(self) -> usize {
+    pub(super) fn per_word(self) -> usize {
         match self {
             Self::F32 => 1,
             Self::F16 | Self::Bf16 => 2,
@@ -157,7 +157,7 @@ pub(super) fn widen<R: CubeRuntime>(weight: CubeTensor<R>) -> CubeTensor<R> {
     output
 }
 
-fn dims<R: CubeRuntime>(tensor: &CubeTensor<R>) -> [usize; 2] {
+pub(super) fn dims<R: CubeRuntime>(tensor: &CubeTensor<R>) -> [usize; 2] {
     let shape = tensor.shape();
     [shape[0], shape[1]]
 }
@@ -181,7 +181,7 @@ pub(super) fn words<R: CubeRuntime>(weight: CubeTensor<R>) -> ArrayArg<R> {
 
 /// The number in the lower (`half` 0) or upper (`half` 1) part of a word.
 #[cube]
-fn decode(word: u32, half: u32, #[comptime] format: Format) -> f32 {
+pub(super) fn decode(word: u32, half: u32, #[comptime] format: Format) -> f32 {
     if comptime!(format == Format::F32) {
         f32::reinterpret(word)
     } else if comptime!(format == Format::Bf16) {

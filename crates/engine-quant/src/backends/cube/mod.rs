@@ -4,9 +4,15 @@
 //! CubeCL has can run them.
 
 mod dense;
+mod dense_staged;
+mod fused;
+mod gate;
 mod packed;
 mod packed_linear;
+mod stage;
 mod tile;
+
+pub use gate::gate_value;
 
 use burn_cubecl::{
     BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement, kernel, tensor::CubeTensor,
@@ -14,8 +20,10 @@ use burn_cubecl::{
 use burn_tensor::{DType, Int, Tensor, TensorData, TensorPrimitive};
 use cubecl::prelude::*;
 
-use crate::{Activations, PackedMatrix, PackedTensors, QuantOps};
+use crate::{Activations, Fused, PackedMatrix, PackedTensors, QuantOps, Then};
+use fused::Parts;
 use packed::Stored;
+use tile::FEW_ROWS;
 
 impl<R, F, I, BT> QuantOps for CubeBackend<R, F, I, BT>
 where
@@ -35,6 +43,18 @@ where
     ) -> Tensor<Self, 2> {
         let x = contiguous(x.into_primitive().tensor(), DType::F32);
         into_floats(dense::linear(x, stored(weight)))
+    }
+
+    fn dense_fused_linear(
+        x: &Tensor<Self, 2>,
+        weight: &Tensor<Self, 2>,
+        fused: &Fused<'_, Self>,
+    ) -> Option<Tensor<Self, 2>> {
+        if x.dims()[0] > FEW_ROWS {
+            return None;
+        }
+        let x = contiguous(x.clone().into_primitive().tensor(), DType::F32);
+        dense_staged::few_rows(x, stored(weight), parts(fused)).map(into_floats)
     }
 
     fn dense_rows(weight: &Tensor<Self, 2>, ids: Tensor<Self, 1, Int>) -> Tensor<Self, 2> {
@@ -68,6 +88,18 @@ where
         into_floats(packed::linear(x, stored_packed(weight)))
     }
 
+    fn packed_fused_linear(
+        x: &Tensor<Self, 2>,
+        weight: &PackedTensors<Self>,
+        fused: &Fused<'_, Self>,
+    ) -> Option<Tensor<Self, 2>> {
+        if x.dims()[0] > FEW_ROWS {
+            return None;
+        }
+        let x = contiguous(x.clone().into_primitive().tensor(), DType::F32);
+        Some(into_floats(packed::few_rows(x, stored_packed(weight), parts(fused))))
+    }
+
     fn packed_rows(weight: &PackedTensors<Self>, ids: Tensor<Self, 1, Int>) -> Tensor<Self, 2> {
         let ids = contiguous(ids.into_primitive(), DType::I32);
         into_floats(packed::rows(stored_packed(weight), Some(ids)))
@@ -81,6 +113,28 @@ where
 /// The tensor with `dtype` elements, row after row without gaps.
 fn contiguous<R: CubeRuntime>(tensor: CubeTensor<R>, dtype: DType) -> CubeTensor<R> {
     kernel::into_contiguous(kernel::cast(tensor, dtype))
+}
+
+fn parts<R, F, I, BT>(fused: &Fused<'_, CubeBackend<R, F, I, BT>>) -> Parts<R>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    let norm = fused.norm.as_ref().map(|norm| {
+        let weight = norm.weight.clone().into_primitive().tensor();
+        (contiguous(weight, DType::F32), norm.eps)
+    });
+    let add = match fused.then {
+        Then::Add(other) => Some(contiguous(other.clone().into_primitive().tensor(), DType::F32)),
+        Then::Keep | Then::Gate(_) => None,
+    };
+    let gate = match fused.then {
+        Then::Gate(function) => Some(function),
+        Then::Keep | Then::Add(_) => None,
+    };
+    Parts { norm, add, gate }
 }
 
 /// The primitives of a matrix that [`packed::upload`] made.

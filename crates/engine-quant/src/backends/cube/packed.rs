@@ -18,7 +18,8 @@ use half::f16;
 
 use super::cube_grid;
 use super::dense::{self, Format, UNITS, element, empty, words};
-use super::packed_linear::{self, Stage};
+use super::fused::Parts;
+use super::packed_linear;
 use super::tile::{FEW_ROWS, Lanes, TILE_UNITS, rows_per_unit, tile_count};
 use crate::{Bits, GroupValues, Levels, PackedMatrix, PackedSpec, Zeros};
 
@@ -174,42 +175,58 @@ impl<R: CubeRuntime> Stored<R> {
 /// `x · Wᵀ`, `x f32 [rows, in]` and contiguous.
 pub(super) fn linear<R: CubeRuntime>(x: CubeTensor<R>, weight: Stored<R>) -> CubeTensor<R> {
     let (rows, [outputs, _]) = (x.shape()[0], weight.spec.shape);
-    let output = empty(&x, rows, outputs);
-    if rows * outputs == 0 {
-        return output;
-    }
-    let (client, groups, coding) = (x.client.clone(), weight.groups(), weight.coding());
     if rows <= FEW_ROWS {
-        let row_slots = rows.next_power_of_two();
-        let shape =
-            Lanes { lanes: packed_linear::LANES, outputs: packed_linear::OUTPUTS, row_slots };
-        packed_linear::few_rows_kernel::launch::<R>(
-            &client,
-            cube_grid(outputs.div_ceil(packed_linear::OUTPUTS)),
-            shape.cube_dim(),
-            x.into_array_arg(),
-            words(weight.codes),
-            groups,
-            output.clone().into_array_arg(),
-            rows,
-            outputs,
-            shape,
-            Stage::new(row_slots, coding.halves()),
-        );
-    } else {
+        return few_rows(x, weight, Parts::none());
+    }
+    let output = empty(&x, rows, outputs);
+    if outputs > 0 {
         packed_linear::tiled_kernel::launch::<R>(
-            &client,
+            &x.client.clone(),
             tile_count(rows, outputs),
             CubeDim::new_2d(TILE_UNITS as u32, TILE_UNITS as u32),
             x.into_array_arg(),
-            words(weight.codes),
-            groups,
+            words(weight.codes.clone()),
+            weight.groups(),
             output.clone().into_array_arg(),
             rows,
             outputs,
             rows_per_unit(rows),
         );
     }
+    output
+}
+
+/// [`linear`] for up to [`FEW_ROWS`] rows with what stands around it.
+pub(super) fn few_rows<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    weight: Stored<R>,
+    parts: Parts<R>,
+) -> CubeTensor<R> {
+    let (rows, [outputs, inputs]) = (x.shape()[0], weight.spec.shape);
+    let output = empty(&x, rows, parts.results(outputs));
+    if rows * outputs == 0 {
+        return output;
+    }
+    let (lanes, per_cube) = (packed_linear::LANES, packed_linear::OUTPUTS);
+    let row_slots = rows.next_power_of_two();
+    let shape = Lanes { lanes, outputs: per_cube, row_slots };
+    let (groups, coding) = (weight.groups(), weight.coding());
+    packed_linear::few_rows_kernel::launch::<R>(
+        &x.client,
+        cube_grid(parts.cubes(outputs, per_cube)),
+        shape.cube_dim(),
+        if inputs.is_multiple_of(4) { 4 } else { 1 },
+        x.clone().into_array_arg(),
+        parts.norm_weight(&x),
+        words(weight.codes),
+        groups,
+        parts.after(&x, inputs),
+        output.clone().into_array_arg(),
+        rows,
+        outputs,
+        shape,
+        packed_linear::stage(row_slots, coding.halves(), parts.has_norm()),
+    );
     output
 }
 

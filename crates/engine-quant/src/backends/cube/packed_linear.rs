@@ -6,10 +6,12 @@
 
 use cubecl::prelude::*;
 
+use super::fused::{After, finish, weight_row};
 use super::packed::{Groups, four_numbers, group_of, level_table};
+use super::stage::{Stage, load_stage, no_squares};
 use super::tile::{
-    Lanes, TILE_K, TILE_OUTPUTS, W_PITCH, load_x_tile, multiply_tiles, w_tile, write_lane_sums,
-    write_tile, x_tile, zero_sums,
+    Lanes, TILE_K, TILE_OUTPUTS, W_PITCH, load_x_tile, multiply_tiles, w_tile, write_tile, x_tile,
+    zero_sums,
 };
 
 /// Units that share one output of [`few_rows_kernel`].
@@ -17,30 +19,19 @@ pub(super) const LANES: usize = 8;
 /// Outputs of one cube of [`few_rows_kernel`].
 pub(super) const OUTPUTS: usize = 16;
 
-/// The columns of `x` that a cube of [`few_rows_kernel`] holds in shared memory, in vectors of four:
-/// `[row, step, part, lane]`. Lanes that read the same part of their vectors read neighbours, and
-/// units with the same lane the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Stage {
-    row_slots: usize,
-    /// Vectors of codes that a lane reads before it waits for `x`.
-    steps: usize,
-    /// Vectors of `x` for one of codes.
-    parts: usize,
-}
+/// Vectors of codes that a lane reads before it waits for one row of `x`.
+const MAX_STEPS: usize = 4;
 
-impl Stage {
-    pub(super) fn new(row_slots: usize, halves: usize) -> Self {
-        Self { row_slots, steps: (4 / row_slots).max(1), parts: 4 * halves }
-    }
-
-    fn len(self) -> usize {
-        self.row_slots * self.steps * self.parts * LANES
-    }
-
-    /// Where the lanes' vectors begin.
-    fn first(self, row: usize, step: usize, part: usize) -> usize {
-        ((row * self.steps + step) * self.parts + part) * LANES
+/// What a cube of [`few_rows_kernel`] holds of `x`, for codes of so many halves in a byte.
+pub(super) fn stage(row_slots: usize, halves: usize, norm: bool) -> Stage {
+    Stage {
+        lanes: LANES,
+        units: LANES * OUTPUTS,
+        row_slots,
+        steps: (MAX_STEPS / row_slots).max(1),
+        max_steps: MAX_STEPS,
+        parts: 4 * halves,
+        norm,
     }
 }
 
@@ -49,13 +40,16 @@ impl Stage {
 /// A cube has `OUTPUTS` groups of `LANES` units, each group one output. Lane `l` sums the vectors of
 /// four words `l, l + LANES, …` of its row, then the lanes are added as a binary tree. `x` passes
 /// through shared memory: a vector of four-bit codes meets 128 bytes of each of its rows, and lanes
-/// that fetched them from global memory would touch a cache line each.
+/// that fetched them from global memory would touch a cache line each. Norm, sum and gate as
+/// [`After`] and the stage say.
 #[cube(launch)]
 #[allow(clippy::too_many_arguments)]
-pub(super) fn few_rows_kernel(
-    x: &Array<f32>,
+pub(super) fn few_rows_kernel<N: Size>(
+    x: &Array<Vector<f32, N>>,
+    norm_weight: &Array<Vector<f32, N>>,
     codes: &Array<Vector<u32, Const<4>>>,
     groups: &Groups,
+    after: &After,
     output: &mut Array<f32>,
     rows: usize,
     outputs: usize,
@@ -65,11 +59,10 @@ pub(super) fn few_rows_kernel(
     let span = comptime!(groups.coding.span);
     let table = level_table(comptime!(groups.coding));
     let lane = UNIT_POS_X as usize;
-    let place = CUBE_POS * OUTPUTS + UNIT_POS_Y as usize;
-    // Groups without an output repeat the last one, so that all units meet at the barriers.
-    let out = min(place, outputs - 1);
+    let out = weight_row(after, outputs, shape);
     let vectors = groups.vectors;
     let mut sums = zero_sums(comptime!(stage.row_slots));
+    let mut squares = no_squares(stage);
     let mut packed = Array::<Vector<u32, Const<4>>>::new(comptime!(stage.steps));
     let mut staged = SharedMemory::<Vector<f32, Const<4>>>::new(comptime!(stage.len()));
     for start in range_stepped(0, vectors, comptime!(stage.steps * LANES)) {
@@ -78,7 +71,7 @@ pub(super) fn few_rows_kernel(
             let vector = start + lane + comptime!(step * LANES);
             packed[step] = codes[out * vectors + min(vector, vectors - 1)];
         }
-        load_stage(x, &mut staged, start, rows, groups.inputs, stage);
+        load_stage(x, norm_weight, &mut staged, &mut squares, start, rows, groups.inputs, stage);
         sync_cube();
         #[unroll]
         for step in 0..comptime!(stage.steps) {
@@ -111,40 +104,7 @@ pub(super) fn few_rows_kernel(
         }
         sync_cube();
     }
-    write_lane_sums(&sums, output, rows, outputs, place, shape);
-}
-
-/// Loads the columns of `x` that belong to the vectors of codes from `start` on. Rows and columns
-/// that are not there are zeros, so that codes after the last column add nothing.
-#[cube]
-fn load_stage(
-    x: &Array<f32>,
-    staged: &mut SharedMemory<Vector<f32, Const<4>>>,
-    start: usize,
-    rows: usize,
-    inputs: usize,
-    #[comptime] stage: Stage,
-) {
-    #[unroll]
-    for i in 0..comptime!(stage.len() / (LANES * OUTPUTS)) {
-        let at = UNIT_POS as usize + comptime!(i * LANES * OUTPUTS);
-        let lane = at % LANES;
-        let part = at / LANES % comptime!(stage.parts);
-        let step = at / comptime!(LANES * stage.parts) % comptime!(stage.steps);
-        let row = at / comptime!(LANES * stage.parts * stage.steps);
-        let vector = start + step * LANES + lane;
-        let column = (vector * comptime!(stage.parts) + part) * 4;
-        let mut values = Vector::<f32, Const<4>>::empty();
-        #[unroll]
-        for i in 0..4usize {
-            let mut value = 0.0f32;
-            if row < rows && column + i < inputs {
-                value = x[row * inputs + column + i];
-            }
-            values[i] = value;
-        }
-        staged[at] = values;
-    }
+    finish(&sums, &mut squares, after, output, rows, outputs, shape, stage);
 }
 
 /// `output[r, o] = Σₖ x[r, k] · weight[o, k]` for many rows, in tiles as the dense product's.

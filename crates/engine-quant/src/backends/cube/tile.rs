@@ -48,8 +48,7 @@ pub(super) fn tile_count(rows: usize, outputs: usize) -> CubeCount {
     CubeCount::Static(cubes_x as u32, cubes_y as u32, 1)
 }
 
-/// Adds each row's sum over the lanes of output number `place` as a binary tree and writes it,
-/// lane `r` row `r`.
+/// Writes each row's sum over the lanes of output number `place`, lane `r` row `r`.
 #[cube]
 pub(super) fn write_lane_sums(
     sums: &Array<f32>,
@@ -59,6 +58,22 @@ pub(super) fn write_lane_sums(
     place: usize,
     #[comptime] shape: Lanes,
 ) {
+    let totals = lane_totals(sums, shape);
+    let lane = UNIT_POS_X as usize;
+    if lane < rows && place < outputs {
+        output[lane * outputs + place] = totals[total_at(lane, UNIT_POS_Y as usize, shape)];
+    }
+}
+
+/// Where [`lane_totals`] has the sum of row `row` of the cube's output number `line`.
+#[cube]
+pub(super) fn total_at(row: usize, line: usize, #[comptime] shape: Lanes) -> usize {
+    row * comptime!(shape.units()) + line * comptime!(shape.lanes)
+}
+
+/// Adds each row's sum over the lanes of each output as a binary tree.
+#[cube]
+pub(super) fn lane_totals(sums: &Array<f32>, #[comptime] shape: Lanes) -> SharedMemory<f32> {
     let lane = UNIT_POS_X as usize;
     let base = UNIT_POS as usize;
     let mut shared = SharedMemory::<f32>::new(comptime!(shape.row_slots * shape.units()));
@@ -79,10 +94,7 @@ pub(super) fn write_lane_sums(
         }
         sync_cube();
     }
-    if lane < rows && place < outputs {
-        let first = UNIT_POS_Y as usize * comptime!(shape.lanes);
-        output[lane * outputs + place] = shared[lane * comptime!(shape.units()) + first];
-    }
+    shared
 }
 
 /// The tile's columns of `x`, one after the other.
