@@ -142,9 +142,15 @@ unsafe fn tile<S: Integers, F: Format, const D: usize, const T: usize, const O: 
                     codes[o] = s.load_codes(from);
                 }
                 if F::FOUR {
-                    let low = codes.map(#[inline(always)] |codes| s.low_halves(codes));
+                    let low = codes.map(
+                        #[inline(always)]
+                        |codes| s.low_halves(codes),
+                    );
                     step::<S, F, D, T, O>(s, &mut sums, low, digits);
-                    let high = codes.map(#[inline(always)] |codes| s.high_halves(codes));
+                    let high = codes.map(
+                        #[inline(always)]
+                        |codes| s.high_halves(codes),
+                    );
                     step::<S, F, D, T, O>(s, &mut sums, high, digits.add(T * D));
                 } else {
                     step::<S, F, D, T, O>(s, &mut sums, codes, digits);

@@ -94,7 +94,8 @@ fn plain_product<const D: usize>(matrix: &PackedMatrix, x: &[f32]) -> Vec<f32> {
                     Zeros::PerGroup(zeros) => i64::from(zeros[group]),
                 };
                 let codes = &codes[row][segment.clone()];
-                let d: i64 = q.iter().zip(codes).map(|(q, &code)| q * (i64::from(code) - zero)).sum();
+                let d: i64 =
+                    q.iter().zip(codes).map(|(q, &code)| q * (i64::from(code) - zero)).sum();
                 assert!(d.abs() < 1 << 31, "sums of a segment fit into 32 bits");
                 *y = matrix.scales.get(group).mul_add(a * d as f32, *y);
                 if let Some(mins) = &matrix.mins {
@@ -171,12 +172,15 @@ fn blocks_of_tokens_and_of_columns_change_no_bit() {
 
 #[test]
 fn the_largest_sums_fit() {
-    for kind in [Bits::Four, Bits::Eight].map(|bits| Kind { bits, half: false, zeros: true, mins: false }) {
+    for kind in
+        [Bits::Four, Bits::Eight].map(|bits| Kind { bits, half: false, zeros: true, mins: false })
+    {
         for zero in [0, 255] {
             let mut extreme = matrix(kind, [16, 512], 512, false);
             let code = 255 - zero;
             extreme.codes.fill(code);
-            extreme.zeros = Zeros::PerGroup(vec![if kind.bits == Bits::Four { zero & 15 } else { zero }; 16]);
+            extreme.zeros =
+                Zeros::PerGroup(vec![if kind.bits == Bits::Four { zero & 15 } else { zero }; 16]);
             let tensors = upload(&extreme, Activations::Bits16);
             let tensors = Tensors::of(&tensors);
             for x in [1.0, -1.0].map(|x| vec![x; 512]) {

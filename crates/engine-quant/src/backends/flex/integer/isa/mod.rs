@@ -154,7 +154,6 @@ pub trait Integers: Copy + Send + Sync {
     /// `256 · high + low`, wrapping.
     fn join(self, high: Self::I, low: Self::I) -> Self::I;
 
-
     /// `d − a · b`, wrapping.
     fn sub_product(self, d: Self::I, a: Self::I, b: Self::I) -> Self::I;
 
