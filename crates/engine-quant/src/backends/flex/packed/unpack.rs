@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::super::dots::Widened;
 use super::super::simd::{Isa, Kernel, Simd};
-use super::super::tiles::{BLOCK, steps};
+use super::super::tiles::{COLUMNS, steps};
 use super::walk::{EightBit, Format, FourBit, PackedRow, Sink, Span, walk};
-use super::{Stored, StoredZeros, WithFormat};
+use super::{BLOCK, Stored, StoredZeros, WithFormat};
 use crate::Bits;
 
 /// Numbers that one thread unpacks at a time.
@@ -46,8 +47,8 @@ impl Kernel for UnpackRows<'_> {
         let mut scratch = Scratch::new(matrix, 1);
         for (&row, to) in self.ids.iter().zip(self.to.chunks_exact_mut(width)) {
             for block in steps(&(0..width), BLOCK) {
-                let (to, scratch) = (&mut to[block.clone()], &mut scratch);
-                Unpack { matrix, row, block: &block, scratch, to }.unpack(s);
+                let unpack = Unpack { matrix, row, block: &block, scratch: &mut scratch };
+                unpack.unpack(s, &mut to[block.clone()]);
             }
         }
     }
@@ -108,7 +109,7 @@ impl Scratch {
 
 /// The codes of a block of a row, up to the row's padding.
 #[inline(always)]
-fn codes<'a>(matrix: &Stored<'a>, row: usize, block: &Range<usize>) -> &'a [u8] {
+pub fn codes<'a>(matrix: &Stored<'a>, row: usize, block: &Range<usize>) -> &'a [u8] {
     let row_bytes = matrix.spec.row_bytes();
     let bits = matrix.spec.bits;
     let bytes = bits.row_bytes(block.start)..bits.row_bytes(block.end);
@@ -122,35 +123,58 @@ pub fn span(matrix: &Stored<'_>, block: &Range<usize>) -> Span {
     Span { len: block.len(), first_group: group_size - block.start % group_size, group_size }
 }
 
-/// Unpacks a block of a row.
+/// A block of a row that is to be unpacked.
 pub struct Unpack<'a, 'b> {
     pub matrix: &'a Stored<'b>,
     pub row: usize,
     pub block: &'a Range<usize>,
     pub scratch: &'a mut Scratch,
-    /// As long as the block.
-    pub to: &'a mut [f32],
 }
 
 impl Unpack<'_, '_> {
+    /// Unpacks it into `to`, as long as the block.
     #[inline(always)]
-    pub fn unpack<S: Simd>(self, s: S) {
-        assert_eq!(self.to.len(), self.block.len(), "unpack: room for a block");
+    pub fn unpack<S: Simd>(self, s: S, to: &mut [f32]) {
+        assert_eq!(to.len(), self.block.len(), "unpack: room for a block");
         if self.matrix.has_whole_vectors::<S>() {
-            self.matrix.with_format(s, self);
+            self.matrix.with_format(s, Walk { unpack: self, sink: Store(to.as_mut_ptr()) });
         } else {
-            unpack_odd_groups(s, self.matrix, self.row, self.block, self.to);
+            unpack_odd_groups(s, self.matrix, self.row, self.block, to);
+        }
+    }
+
+    /// Unpacks it into its place in a panel.
+    ///
+    /// # Safety
+    /// The vectors can be written from `to` on.
+    #[inline(always)]
+    pub unsafe fn place<S: Simd>(self, s: S, to: *mut f32) {
+        if self.matrix.has_whole_vectors::<S>() {
+            self.matrix.with_format(s, Walk { unpack: self, sink: Place(to) });
+        } else {
+            let mut numbers = [0.0; BLOCK];
+            let numbers = &mut numbers[..self.block.len()];
+            unpack_odd_groups(s, self.matrix, self.row, self.block, numbers);
+            let dots = Widened::<S, f32>::new(s);
+            // SAFETY: the caller's promise.
+            unsafe { dots.widen(numbers.as_ptr(), numbers.len(), to, COLUMNS) };
         }
     }
 }
 
-impl<S: Simd> WithFormat<S> for Unpack<'_, '_> {
+/// Unpacks vector by vector for a sink that has room for the block.
+struct Walk<'a, 'b, K> {
+    unpack: Unpack<'a, 'b>,
+    sink: K,
+}
+
+impl<S: Simd, K: Sink<S, 1>> WithFormat<S> for Walk<'_, '_, K> {
     #[inline(always)]
-    fn run<F: Format<S>>(self, s: S, format: F) {
-        let packed = self.scratch.read(s, format, (self.matrix, self.row), self.block, 0);
-        let mut store = Store(self.to.as_mut_ptr());
-        // SAFETY: `read` checked codes and groups, `unpack` that there is room.
-        unsafe { walk(s, format, [packed], span(self.matrix, self.block), &mut store) }
+    fn run<F: Format<S>>(mut self, s: S, format: F) {
+        let Unpack { matrix, row, block, scratch } = self.unpack;
+        let packed = scratch.read(s, format, (matrix, row), block, 0);
+        // SAFETY: `read` checked codes and groups, and the sink has room.
+        unsafe { walk(s, format, [packed], span(matrix, block), &mut self.sink) }
     }
 }
 
@@ -215,5 +239,23 @@ impl<S: Simd> Sink<S, 1> for Store {
         let lanes = super::lanes(s, weights);
         // SAFETY: as above, and `len` is less than the lanes.
         unsafe { std::ptr::copy_nonoverlapping(lanes.as_ptr(), self.0.add(column), len) }
+    }
+}
+
+/// Writes the numbers of one row into its place in a panel, where zeros fill up the last vector.
+struct Place(*mut f32);
+
+impl<S: Simd> Sink<S, 1> for Place {
+    #[inline(always)]
+    unsafe fn take(&mut self, s: S, column: usize, [weights]: [S::V; 1]) {
+        // SAFETY: the block has these columns, hence the panel has room.
+        unsafe { s.store(self.0.add(column * COLUMNS), weights) }
+    }
+
+    #[inline(always)]
+    unsafe fn take_last(&mut self, s: S, column: usize, len: usize, [weights]: [S::V; 1]) {
+        let lanes = super::lanes(s, weights);
+        // SAFETY: as above, and `len` is less than the lanes.
+        unsafe { s.store(self.0.add(column * COLUMNS), s.load_partial(lanes.as_ptr(), len)) }
     }
 }
