@@ -12,7 +12,7 @@ use super::super::panels::{self, Fill, Limits, Tiles};
 use super::super::simd::{self, Isa, Kernel, Simd};
 use super::super::tiles::{self, COLUMNS, Part, STREAMS, Sizes, steps, x_pointers};
 use super::unpack::{Scratch, Unpack, codes, span};
-use super::walk::{EightBit, Format, FourBit, PackedRow, Sink, walk};
+use super::walk::{EightBit, Format, FourBit, Sink, walk};
 use super::{BLOCK, Stored, StoredZeros};
 use crate::Bits;
 
@@ -117,11 +117,10 @@ impl<const FOUR: bool, const ZEROS: bool, const MINS: bool, const R: usize>
     #[inline(always)]
     fn stream<S: Simd, F: Format<S>, const O: usize>(&self, s: S, format: F) {
         let StreamPart { part, x, matrix } = self.0;
-        let mut scratch = Scratch::new(matrix, O);
+        let mut scratch = Scratch::<O>::new();
         for columns in steps(&part.columns, O) {
             for block in steps(&(0..part.sizes.width), BLOCK) {
-                let rows =
-                    packed_rows::<S, F, O>(s, format, (matrix, &columns, &block), &mut scratch);
+                let rows = scratch.read(s, format, (matrix, &columns), &block);
                 let x = x_pointers::<f32, R>(x, part.sizes.width, &part.rows, &block);
                 let mut dot = Dot::<S, R, O> { x, sums: [[s.splat(0.0); O]; R] };
                 // SAFETY: the rows' lengths were checked where the pointers were made.
@@ -130,23 +129,6 @@ impl<const FOUR: bool, const ZEROS: bool, const MINS: bool, const R: usize>
             }
         }
     }
-}
-
-/// A block of `columns`; after the last of them, the last again.
-#[inline(always)]
-fn packed_rows<S: Simd, F: Format<S>, const O: usize>(
-    s: S,
-    format: F,
-    (matrix, columns, block): (&Stored<'_>, &Range<usize>, &Range<usize>),
-    scratch: &mut Scratch,
-) -> [PackedRow; O] {
-    let first = scratch.read(s, format, (matrix, columns.start), block, 0);
-    let mut rows = [first; O];
-    for o in 1..O {
-        let row = (columns.start + o).min(columns.end - 1);
-        rows[o] = scratch.read(s, format, (matrix, row), block, o);
-    }
-    rows
 }
 
 /// A part of a product of many rows, or of groups that end within vectors.
@@ -162,7 +144,7 @@ impl Kernel for Unpacked<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { part, x, matrix } = self;
-        let rows = UnpackedRows { matrix, scratch: Scratch::new(matrix, 1) };
+        let rows = UnpackedRows { matrix, scratch: Scratch::new() };
         panels::multiply(&part, x, Widened::<S, f32>::new(s), rows);
     }
 }
@@ -170,7 +152,7 @@ impl Kernel for Unpacked<'_> {
 /// Packed rows that are unpacked into panels.
 struct UnpackedRows<'a> {
     matrix: &'a Stored<'a>,
-    scratch: Scratch,
+    scratch: Scratch<1>,
 }
 
 impl<S: Simd> Fill<Widened<S, f32>> for UnpackedRows<'_> {

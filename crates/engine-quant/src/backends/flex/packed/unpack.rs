@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::super::dots::Widened;
 use super::super::simd::{Isa, Kernel, Simd};
 use super::super::tiles::{COLUMNS, steps};
-use super::walk::{EightBit, Format, FourBit, PackedRow, Sink, Span, walk};
+use super::walk::{EightBit, Format, FourBit, GROUPS, GroupNumbers, PackedRows, Sink, Span, walk};
 use super::{BLOCK, Stored, StoredZeros, WithFormat};
 use crate::Bits;
 
@@ -44,7 +44,7 @@ impl Kernel for UnpackRows<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (matrix, width) = (self.matrix, self.matrix.spec.shape[1]);
-        let mut scratch = Scratch::new(matrix, 1);
+        let mut scratch = Scratch::new();
         for (&row, to) in self.ids.iter().zip(self.to.chunks_exact_mut(width)) {
             for block in steps(&(0..width), BLOCK) {
                 let unpack = Unpack { matrix, row, block: &block, scratch: &mut scratch };
@@ -54,56 +54,48 @@ impl Kernel for UnpackRows<'_> {
     }
 }
 
-/// Scales, zero points and minima of blocks of rows, as `f32`: `[rows, 3, groups]`.
-pub struct Scratch {
-    values: Vec<f32>,
-    groups: usize,
-}
+/// Scales, zero points and minima of a block of `O` rows, as `f32`.
+pub struct Scratch<const O: usize>(Box<[GroupNumbers; O]>);
 
-impl Scratch {
-    /// Room for the groups of a block of so many rows.
-    pub fn new(matrix: &Stored<'_>, rows: usize) -> Self {
-        // A block that begins and ends within groups touches one more than it holds.
-        let groups = matrix.spec.groups().min(BLOCK.div_ceil(matrix.group_size) + 1);
-        Self { values: vec![0.0; rows * 3 * groups], groups }
+impl<const O: usize> Scratch<O> {
+    pub fn new() -> Self {
+        Self(Box::new([[[0.0; GROUPS]; 3]; O]))
     }
 
-    /// Reads the numbers of a block of row `row` into place `place` and says where everything is.
+    /// Reads the numbers of a block of the rows and says where everything is; after the last of
+    /// `rows`, the last again.
     #[inline(always)]
     pub fn read<S: Simd, F: Format<S>>(
         &mut self,
         s: S,
         _format: F,
-        (matrix, row): (&Stored<'_>, usize),
+        (matrix, rows): (&Stored<'_>, &Range<usize>),
         block: &Range<usize>,
-        place: usize,
-    ) -> PackedRow {
+    ) -> PackedRows<'_, O> {
         let groups = block.start / matrix.group_size..(block.end - 1) / matrix.group_size + 1;
-        let first = matrix.spec.group_of(row, groups.start * matrix.group_size);
-        let values = &mut self.values[place * 3 * self.groups..][..3 * self.groups];
-        let (scales, others) = values.split_at_mut(self.groups);
-        let (zeros, mins) = others.split_at_mut(self.groups);
         let count = groups.len();
-        matrix.scales.read(s, first, &mut scales[..count]);
-        if F::ZEROS {
-            match matrix.zeros {
-                StoredZeros::Fixed(zero) => zeros[..count].fill(zero),
-                StoredZeros::PerGroup(from) => {
-                    for (zero, &from) in zeros[..count].iter_mut().zip(&from[first..][..count]) {
-                        *zero = f32::from(from);
+        let mut starts = [std::ptr::null(); O];
+        for (o, ([scales, zeros, mins], start)) in self.0.iter_mut().zip(&mut starts).enumerate() {
+            let row = (rows.start + o).min(rows.end - 1);
+            let first = matrix.spec.group_of(row, groups.start * matrix.group_size);
+            matrix.scales.read(s, first, &mut scales[..count]);
+            if F::ZEROS {
+                match matrix.zeros {
+                    StoredZeros::Fixed(zero) => zeros[..count].fill(zero),
+                    StoredZeros::PerGroup(from) => {
+                        for (zero, &from) in zeros[..count].iter_mut().zip(&from[first..][..count])
+                        {
+                            *zero = f32::from(from);
+                        }
                     }
                 }
             }
+            if let (true, Some(from)) = (F::MINS, matrix.mins) {
+                from.read(s, first, &mut mins[..count]);
+            }
+            *start = codes(matrix, row, block).as_ptr();
         }
-        if let (true, Some(from)) = (F::MINS, matrix.mins) {
-            from.read(s, first, &mut mins[..count]);
-        }
-        PackedRow {
-            codes: codes(matrix, row, block).as_ptr(),
-            scales: scales.as_ptr(),
-            zeros: zeros.as_ptr(),
-            mins: mins.as_ptr(),
-        }
+        PackedRows { codes: starts, numbers: &self.0 }
     }
 }
 
@@ -128,7 +120,7 @@ pub struct Unpack<'a, 'b> {
     pub matrix: &'a Stored<'b>,
     pub row: usize,
     pub block: &'a Range<usize>,
-    pub scratch: &'a mut Scratch,
+    pub scratch: &'a mut Scratch<1>,
 }
 
 impl Unpack<'_, '_> {
@@ -172,9 +164,9 @@ impl<S: Simd, K: Sink<S, 1>> WithFormat<S> for Walk<'_, '_, K> {
     #[inline(always)]
     fn run<F: Format<S>>(mut self, s: S, format: F) {
         let Unpack { matrix, row, block, scratch } = self.unpack;
-        let packed = scratch.read(s, format, (matrix, row), block, 0);
+        let packed = scratch.read(s, format, (matrix, &(row..row + 1)), block);
         // SAFETY: `read` checked codes and groups, and the sink has room.
-        unsafe { walk(s, format, [packed], span(matrix, block), &mut self.sink) }
+        unsafe { walk(s, format, packed, span(matrix, block), &mut self.sink) }
     }
 }
 
@@ -187,9 +179,9 @@ fn unpack_odd_groups<S: Simd>(
     block: &Range<usize>,
     to: &mut [f32],
 ) {
-    let scale = 1.0;
-    let codes = codes(matrix, row, block).as_ptr();
-    let packed = [PackedRow { codes, scales: &scale, zeros: &scale, mins: &scale }];
+    let mut numbers = [[[0.0; GROUPS]; 3]];
+    numbers[0][0][0] = 1.0;
+    let packed = PackedRows { codes: [codes(matrix, row, block).as_ptr()], numbers: &numbers };
     let span = Span { len: block.len(), first_group: block.len(), group_size: block.len() };
     let mut store = Store(to.as_mut_ptr());
     // SAFETY: `codes` checked the codes, there is one group with a scale, `to` has the length.
