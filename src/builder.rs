@@ -12,6 +12,7 @@ use crate::memory::{KvSize, KvWish};
 use crate::model_files::ModelFiles;
 use crate::runner::{ModelRunner, Runner, panic_message};
 use crate::step::EngineCore;
+use crate::threads::Threads;
 use crate::{Device, Engine, EngineError, EngineInfo, MemoryPlan, Selected, memory};
 
 /// How far making an engine has come.
@@ -333,23 +334,19 @@ impl EngineBuilder {
         match device.device {
             #[cfg(feature = "cpu")]
             Device::Cpu => {
-                let pool = rayon::ThreadPoolBuilder::new()
-                    .num_threads(threads)
-                    .thread_name(|i| format!("engine-cpu-{i}"))
-                    .build()
-                    .map_err(|error| setting("threads", error))?;
+                let threads = Threads::new(threads).map_err(|error| setting("threads", error))?;
                 let device = burn_flex::FlexDevice;
-                self.load_on::<burn_flex::Flex>(config, source, memory, device, Some(pool))
+                self.load_on::<burn_flex::Flex>(config, source, memory, device, threads)
             }
             #[cfg(feature = "wgpu")]
             Device::Wgpu => {
                 let device = burn_wgpu::WgpuDevice::default();
-                self.load_on::<burn_wgpu::Wgpu>(config, source, memory, device, None)
+                self.load_on::<burn_wgpu::Wgpu>(config, source, memory, device, Threads::default())
             }
             #[cfg(feature = "cuda")]
             Device::Cuda(index) => {
                 let device = burn_cuda::CudaDevice::new(index);
-                self.load_on::<burn_cuda::Cuda>(config, source, memory, device, None)
+                self.load_on::<burn_cuda::Cuda>(config, source, memory, device, Threads::default())
             }
             other => Err(setting("device", format!("`{other}` is not in this build"))),
         }
@@ -361,17 +358,15 @@ impl EngineBuilder {
         source: &dyn WeightSource,
         memory: &MemoryPlan,
         device: B::Device,
-        threads: Option<rayon::ThreadPool>,
+        threads: Threads,
     ) -> Result<Box<dyn Runner>, EngineError> {
         let (block_size, slots, format) = (self.block_size, memory.kv_tokens, memory.kv_format);
         let (plan, progress) = (&self.quantization, &mut self.progress);
         let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let report = &mut |done| progress(Progress::Load(done));
-            let mut load = || load::<B>(config.clone(), source, plan, &device, report);
-            let model = match &threads {
-                Some(pool) => pool.install(load),
-                None => load(),
-            }?;
+            let model = threads
+                .load(|| load::<B>(config.clone(), source, plan, &device, report))
+                .map_err(|error| setting("threads", error))??;
             let kv = model.allocate_kv(slots, format);
             Ok(Box::new(ModelRunner::new(model, kv, block_size, threads)) as Box<dyn Runner>)
         }));

@@ -38,6 +38,7 @@ mod request;
 mod runner;
 mod step;
 mod text;
+mod threads;
 pub mod verify;
 
 pub use builder::{EngineBuilder, Progress};

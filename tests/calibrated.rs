@@ -194,11 +194,12 @@ impl Trained {
     }
 }
 
-const GPTQ_32: [(&str, &str); 4] = [
+const GPTQ_32: [(&str, &str); 5] = [
     ("int4:group=32:method=gptq", "gptq_g32_asym"),
     ("int4:group=32:sym15:method=gptq", "gptq_g32_sym"),
     ("int4:group=32:method=gptq:actorder", "gptq_g32_asym_actorder"),
     ("int4:group=32:sym15:method=gptq:actorder", "gptq_g32_sym_actorder"),
+    ("int4:group=32:sym15:method=gptq:actorder:static", "gptq_g32_sym_actorder_static"),
 ];
 
 const AWQ_32: [(&str, &str); 2] = [
@@ -226,6 +227,7 @@ fn gptq_reaches_the_reference_on_bard() {
         ("int4:group=128:sym15:method=gptq", "gptq_g128_sym"),
         ("int4:group=128:method=gptq:actorder", "gptq_g128_asym_actorder"),
         ("int4:group=128:sym15:method=gptq:actorder", "gptq_g128_sym_actorder"),
+        ("int4:group=128:sym15:method=gptq:actorder:static", "gptq_g128_sym_actorder_static"),
     ]);
 }
 

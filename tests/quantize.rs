@@ -281,6 +281,7 @@ fn calibrated_copies_hold_what_was_calibrated() {
     for (plan, layout) in [
         ("int4:group=64:method=gptq", CheckpointLayout::Gptq),
         ("int4:group=64:sym15:method=gptq:actorder", CheckpointLayout::Gptq),
+        ("int4:group=64:sym15:method=gptq:actorder:static", CheckpointLayout::Gptq),
         ("int4:group=64:method=awq", CheckpointLayout::Awq),
         ("int4:group=64:method=gptq+embeddings=int8+v_proj=int8", CheckpointLayout::Engine),
         ("int4:group=24:sym8:method=gptq:actorder", CheckpointLayout::Engine),

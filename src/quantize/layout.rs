@@ -262,14 +262,14 @@ fn gptq_kind(matrices: &[(MatrixTensor, Scheme)]) -> Result<Kind, Misfit> {
         }
         whole_groups(matrix, grid)?;
     }
-    let act_order = method == Method::Gptq { act_order: true };
+    let act_order = is_reordered(method);
     Ok(Kind::Gptq { grid, act_order, has_zero: false })
 }
 
 fn awq_kind(matrices: &[(MatrixTensor, Scheme)]) -> Result<Kind, Misfit> {
     let (grid, method) = one_scheme(matrices)?;
     for (matrix, _) in projections(matrices) {
-        if method == (Method::Gptq { act_order: true }) {
+        if is_reordered(method) {
             return Err(misfit(matrix, "columns are in their own order"));
         }
         if let Some(problem) = codes_problem(grid, false) {
@@ -281,6 +281,11 @@ fn awq_kind(matrices: &[(MatrixTensor, Scheme)]) -> Result<Kind, Misfit> {
         whole_groups(matrix, grid)?;
     }
     Ok(Kind::Awq { grid })
+}
+
+/// Whether groups are of columns in another order; static groups are not.
+fn is_reordered(method: Method) -> bool {
+    method == Method::Gptq { act_order: true, static_groups: false }
 }
 
 fn projections(

@@ -16,6 +16,9 @@ pub enum Method {
     Gptq {
         /// Columns in the order of their importance instead of their own.
         act_order: bool,
+        /// Parameters of a group from its numbers before any is changed, and groups along the
+        /// columns' own order, also where these are rounded in another.
+        static_groups: bool,
     },
     /// AWQ (Lin et al. 2023): columns with large activations are scaled up before rounding.
     Awq {
@@ -35,8 +38,8 @@ pub enum Method {
 /// | `int4` | `group=32`, `64`, `128`, …, `row`; `sym` (the same as `sym8`), `sym7`, `sym8`, `sym15`, `asym`; `method=` |
 /// | `nf4` | |
 ///
-/// `method=` is `rtn` (round to nearest, the default), `gptq` with `actorder`, or `awq` with
-/// `noclip`. `int4` alone means groups of 32, `sym8` when rounding to nearest and `asym` for the
+/// `method=` is `rtn` (round to nearest, the default), `gptq` with `actorder` and `static`, or `awq`
+/// with `noclip`. `int4` alone means groups of 32, `sym8` when rounding to nearest and `asym` for the
 /// methods that calibrate, as these have the lowest error for their bytes.
 ///
 /// ```
@@ -135,6 +138,7 @@ struct Options {
     tensor: bool,
     method: Option<Method>,
     act_order: bool,
+    static_groups: bool,
     no_clip: bool,
 }
 
@@ -149,9 +153,12 @@ impl Options {
             "asym" => self.range = Some(Int4Range::Asym),
             "row" | "group=row" => self.group = group(Group::Row),
             "method=rtn" => self.method = Some(Method::Nearest),
-            "method=gptq" => self.method = Some(Method::Gptq { act_order: false }),
+            "method=gptq" => {
+                self.method = Some(Method::Gptq { act_order: false, static_groups: false });
+            }
             "method=awq" => self.method = Some(Method::Awq { clip: true }),
             "actorder" => self.act_order = true,
+            "static" => self.static_groups = true,
             "noclip" => self.no_clip = true,
             _ => match option.strip_prefix("group=").map(str::parse::<usize>) {
                 Some(Ok(columns)) if columns >= 8 => self.group = group(Group::Columns(columns)),
@@ -163,13 +170,17 @@ impl Options {
     }
 
     fn method(&self) -> Result<Method, String> {
+        let of_gptq = self.act_order || self.static_groups;
         match self.method {
             Some(Method::Gptq { .. }) if !self.no_clip => {
-                Ok(Method::Gptq { act_order: self.act_order })
+                let Self { act_order, static_groups, .. } = *self;
+                Ok(Method::Gptq { act_order, static_groups })
             }
-            Some(Method::Awq { .. }) if !self.act_order => Ok(Method::Awq { clip: !self.no_clip }),
-            method if !self.act_order && !self.no_clip => Ok(method.unwrap_or(Method::Nearest)),
-            _ => Err("`actorder` belongs to method=gptq, `noclip` to method=awq".into()),
+            Some(Method::Awq { .. }) if !of_gptq => Ok(Method::Awq { clip: !self.no_clip }),
+            method if !of_gptq && !self.no_clip => Ok(method.unwrap_or(Method::Nearest)),
+            _ => {
+                Err("`actorder` and `static` belong to method=gptq, `noclip` to method=awq".into())
+            }
         }
     }
 
@@ -206,8 +217,10 @@ impl fmt::Display for Scheme {
         grid.fmt(f)?;
         f.write_str(match method {
             Method::Nearest => "",
-            Method::Gptq { act_order: false } => ":method=gptq",
-            Method::Gptq { act_order: true } => ":method=gptq:actorder",
+            Method::Gptq { act_order: false, static_groups: false } => ":method=gptq",
+            Method::Gptq { act_order: true, static_groups: false } => ":method=gptq:actorder",
+            Method::Gptq { act_order: false, static_groups: true } => ":method=gptq:static",
+            Method::Gptq { act_order: true, static_groups: true } => ":method=gptq:actorder:static",
             Method::Awq { clip: true } => ":method=awq",
             Method::Awq { clip: false } => ":method=awq:noclip",
         })

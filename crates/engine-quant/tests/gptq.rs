@@ -10,6 +10,13 @@ use engine_quant::{
 const RANGES: [Int4Range; 4] =
     [Int4Range::Sym7, Int4Range::Sym8, Int4Range::Sym15, Int4Range::Asym];
 
+/// Without and with act-order, without and with static groups.
+fn all_orders() -> impl Iterator<Item = GptqOptions> {
+    [(false, false), (true, false), (false, true), (true, true)].into_iter().map(
+        |(act_order, static_groups)| GptqOptions { act_order, static_groups, ..Default::default() },
+    )
+}
+
 fn int4(columns: usize, range: Int4Range) -> Grid {
     Grid::Int4 { group: Group::Columns(columns), range }
 }
@@ -153,14 +160,13 @@ fn the_output_error_is_never_above_that_of_round_to_nearest() {
         grids.push(Grid::Int8);
         for grid in grids {
             let baseline = output_error(&values, &nearest(&values, columns, grid), &hessian);
-            for act_order in [false, true] {
-                let options = GptqOptions { act_order, ..Default::default() };
+            for options in all_orders() {
                 let packed = quantize(&values, &hessian, grid, options);
                 let error = output_error(&values, &packed, &hessian);
                 let limit = if columns > 2 { 0.95 } else { 1.0 + 1e-9 };
                 assert!(
                     error <= baseline * limit,
-                    "{columns} columns, {grid}, act-order {act_order}: {error} of {baseline}"
+                    "{columns} columns, {grid}, {options:?}: {error} of {baseline}"
                 );
             }
         }
@@ -176,18 +182,18 @@ fn the_block_changes_nothing() {
     for group in [Group::Columns(8), Group::Columns(32), Group::Columns(60), Group::Row] {
         for range in RANGES {
             let grid = Grid::Int4 { group, range };
-            let with = |block| {
-                let options = GptqOptions { block, ..Default::default() };
-                quantize(&values, &hessian, grid, options)
-            };
-            // One block is the plain algorithm, column after column.
-            let plain = with(columns + group.columns(columns));
-            for block in [1, 7, 32, 33, 128] {
-                let found = with(block);
-                // Sums in another order may tip a number that lies between two codes.
-                let pairs = found.codes.iter().zip(&plain.codes);
-                let different = pairs.filter(|(a, b)| a != b).count();
-                assert!(different <= 2, "{grid}, blocks of {block}: {different} differ");
+            for options in all_orders().step_by(3) {
+                let with =
+                    |block| quantize(&values, &hessian, grid, GptqOptions { block, ..options });
+                // One block is the plain algorithm, column after column.
+                let plain = with(columns + group.columns(columns));
+                for block in [1, 7, 32, 33, 128] {
+                    let found = with(block);
+                    // Sums in another order may tip a number that lies between two codes.
+                    let pairs = found.codes.iter().zip(&plain.codes);
+                    let different = pairs.filter(|(a, b)| a != b).count();
+                    assert!(different <= 2, "{grid}, blocks of {block}: {different} differ");
+                }
             }
         }
     }
@@ -292,6 +298,83 @@ fn act_order_is_the_same_as_sorting_the_columns_by_hand() {
     assert_eq!(sort(&packed.dequantize()), sorted.dequantize());
 }
 
+/// Static groups in the order of importance, by the plain algorithm on sorted columns whose
+/// parameters come from round to nearest.
+#[test]
+fn static_groups_equal_the_plain_algorithm() {
+    // A short last group, and groups that are longer than a block.
+    let columns = 44;
+    let mut numbers = Numbers(10);
+    let x = numbers.correlated(90, columns);
+    let hessian = hessian(columns, &x);
+    let values = numbers.take(7 * columns);
+    let importance = hessian.diagonal();
+    let mut order: Vec<usize> = (0..columns).collect();
+    order.sort_by(|&a, &b| importance[b].total_cmp(&importance[a]));
+    for (group, block) in [(16, 32), (16, 5), (30, 8), (44, 128)] {
+        let grid = int4(group, Int4Range::Asym);
+        for act_order in [false, true] {
+            let options =
+                GptqOptions { act_order, static_groups: true, block, ..Default::default() };
+            let packed = quantize(&values, &hessian, grid, options);
+            let nearest = nearest(&values, columns, grid);
+            assert_eq!(packed.column_order, None);
+            assert_eq!((&packed.scales, &packed.zeros), (&nearest.scales, &nearest.zeros));
+            let order = if act_order { order.clone() } else { (0..columns).collect() };
+            let expected = plain_static(&values, &hessian, grid, &order);
+            assert_eq!(packed.dequantize(), expected, "groups of {group}, {options:?}");
+        }
+    }
+}
+
+/// Rounds column after column of `order`, with the inverse by elimination, in `f64`.
+fn plain_static(values: &[f32], hessian: &Hessian, grid: Grid, order: &[usize]) -> Vec<f32> {
+    let n = hessian.columns();
+    let matrix = hessian.to_matrix();
+    let mean = (0..n).map(|i| matrix[i * n + i]).sum::<f64>() / n as f64;
+    let mut h: Vec<f64> = order
+        .iter()
+        .flat_map(|&i| order.iter().map(move |&j| [i, j]))
+        .map(|[i, j]| matrix[i * n + j])
+        .collect();
+    (0..n).for_each(|i| h[i * n + i] += 0.01 * mean);
+    let inverses: Vec<Vec<f64>> = (0..n).map(|k| invert(&h, n, k)).collect();
+    let group_size = grid.group().columns(n);
+    let mut result = vec![0.0; values.len()];
+    for (row, result) in values.chunks(n).zip(result.chunks_mut(n)) {
+        let params: Vec<_> = row.chunks(group_size).map(|group| grid.fit(group)).collect();
+        let mut row: Vec<f64> = row.iter().map(|&w| f64::from(w)).collect();
+        for (k, &column) in order.iter().enumerate() {
+            let params = params[column / group_size];
+            result[column] = grid.decode(grid.encode(row[column] as f32, params), params);
+            let error = (row[column] - f64::from(result[column])) / inverses[k][0];
+            for (&later, weight) in order[k..].iter().zip(&inverses[k]) {
+                row[later] -= error * weight;
+            }
+        }
+    }
+    result
+}
+
+#[test]
+fn whole_rows_as_groups_are_static_by_nature() {
+    // The parameters of a row come from its first column on, before anything has moved.
+    let columns = 53;
+    let mut numbers = Numbers(11);
+    let hessian = hessian(columns, &numbers.correlated(200, columns));
+    let values = numbers.take(6 * columns);
+    for grid in [Grid::Int8, Grid::Int4 { group: Group::Row, range: Int4Range::Asym }] {
+        let with = |static_groups| {
+            let options = GptqOptions { act_order: true, static_groups, ..Default::default() };
+            quantize(&values, &hessian, grid, options)
+        };
+        let (fixed, moving) = (with(true), with(false));
+        assert_eq!(fixed.column_order, None);
+        assert!(moving.column_order.is_some());
+        assert_eq!(fixed.dequantize(), moving.dequantize());
+    }
+}
+
 #[test]
 fn columns_without_activations_are_rounded_to_nearest_and_change_no_other() {
     let columns = 40;
@@ -302,8 +385,7 @@ fn columns_without_activations_are_rounded_to_nearest_and_change_no_other() {
     for row in x.chunks_mut(columns) {
         dead.iter().for_each(|&column| row[column] = 0.0);
     }
-    for act_order in [false, true] {
-        let options = GptqOptions { act_order, ..Default::default() };
+    for options in all_orders() {
         // Rows have one scale, of the largest number, which stays: dead columns move no parameters.
         let packed = quantize(&values, &hessian(columns, &x), Grid::Int8, options);
         let nearest = nearest(&values, columns, Grid::Int8).dequantize();

@@ -151,7 +151,7 @@ impl<B: ModelBackend> Stage<B> {
         let failed = |source| self.projections[0].error(source);
         let hessian = hessian(inputs, self.columns).map_err(failed)?;
         let on_device = hessian_tensor::<B>(&hessian, &self.device);
-        let mut factors = [None, None];
+        let mut factors = [const { None }; 4];
         for projection in &mut self.projections {
             let Scheme::Quantize { grid, .. } = projection.scheme else { continue };
             let columns = self.columns;
@@ -222,12 +222,12 @@ impl Projection {
     }
 
     /// The packed matrix, and the damping where it had to be raised. `factors` are those without and
-    /// with act-order, made when they are first needed.
+    /// with act-order, twice: without and with static groups, made when they are first needed.
     fn quantize(
         &self,
         grid: Grid,
         hessian: &Hessian,
-        factors: &mut [Option<GptqFactor>; 2],
+        factors: &mut [Option<GptqFactor>; 4],
     ) -> Result<(engine_quant::PackedMatrix, Option<f64>), QuantError> {
         let columns = hessian.columns();
         let rows = self.matrix(columns);
@@ -235,9 +235,9 @@ impl Projection {
             return Ok((round_to_nearest(&rows, grid)?, None));
         };
         match method {
-            Method::Gptq { act_order } => {
-                let options = GptqOptions { act_order, ..GptqOptions::default() };
-                let slot = &mut factors[usize::from(act_order)];
+            Method::Gptq { act_order, static_groups } => {
+                let options = GptqOptions { act_order, static_groups, ..GptqOptions::default() };
+                let slot = &mut factors[usize::from(act_order) + 2 * usize::from(static_groups)];
                 let factor = match slot {
                     Some(factor) => factor,
                     None => slot.insert(GptqFactor::new(hessian, options)?),

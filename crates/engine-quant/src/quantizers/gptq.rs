@@ -28,6 +28,9 @@ const MAX_ATTEMPTS: usize = 6;
 pub struct GptqOptions {
     /// Columns in the order of falling importance (`act-order`) instead of their own.
     pub act_order: bool,
+    /// Parameters of a group from its numbers as they were, and groups along the matrix' own order of
+    /// columns, whatever the order in which these are rounded: the result has no order of columns.
+    pub static_groups: bool,
     /// Added to the Hessian's diagonal, as a part of its mean.
     pub damp: f64,
     /// Columns between two updates of the rest of the matrix; changes nothing but the speed.
@@ -35,9 +38,9 @@ pub struct GptqOptions {
 }
 
 impl Default for GptqOptions {
-    /// The paper's: own order, 0.01, 128.
+    /// The paper's: own order, parameters of a group when its first column comes up, 0.01, 128.
     fn default() -> Self {
-        Self { act_order: false, damp: 0.01, block: 128 }
+        Self { act_order: false, static_groups: false, damp: 0.01, block: 128 }
     }
 }
 
@@ -49,6 +52,7 @@ pub struct GptqFactor {
     columns: usize,
     /// Column `k` of `upper` is column `order[k]` of the matrix.
     order: Option<Vec<u32>>,
+    static_groups: bool,
     block: usize,
     damp: f64,
 }
@@ -82,7 +86,15 @@ impl GptqFactor {
                 *d = if *d > 0.0 { *d } else { mean } + damp * mean;
             }
             if factor_of_inverse(&mut upper, columns) {
-                return Ok(Self { upper, columns, order, block: options.block.max(1), damp });
+                let GptqOptions { static_groups, block, .. } = options;
+                return Ok(Self {
+                    upper,
+                    columns,
+                    order,
+                    static_groups,
+                    block: block.max(1),
+                    damp,
+                });
             }
             damp = (damp * 10.0).max(1e-4);
         }
@@ -94,9 +106,18 @@ impl GptqFactor {
         self.damp
     }
 
+    /// Where the code of column `k` of `upper` stands in a row.
+    fn place(&self, k: usize) -> usize {
+        match &self.order {
+            Some(order) if self.static_groups => order[k] as usize,
+            _ => k,
+        }
+    }
+
     /// Blocks of columns such that no group begins inside of one without ending there: parameters of
-    /// a group come from its columns as all earlier ones have left them.
+    /// a group come from its columns as all earlier ones have left them. Static groups set no bounds.
     fn blocks(&self, group_size: usize) -> Vec<Range<usize>> {
+        let group_size = if self.static_groups { 1 } else { group_size };
         let step = if group_size <= self.block {
             self.block / group_size * group_size
         } else {
@@ -127,7 +148,8 @@ fn permuted(matrix: &[f64], columns: usize, order: Option<&[u32]>) -> Vec<f64> {
 
 /// Rounds a matrix to a grid so that its output, not its numbers, changes least.
 ///
-/// Groups lie along the order of the factor's columns, which the result carries along.
+/// Groups lie along the order of the factor's columns, which the result carries along, or, where
+/// they are static, along the matrix' own.
 ///
 /// ```
 /// use engine_quant::{GptqFactor, GptqOptions, Grid, Hessian, SliceRows, gptq};
@@ -166,8 +188,7 @@ pub fn gptq(rows: &dyn Rows, factor: &GptqFactor, grid: Grid) -> Result<PackedMa
         .zip(params.par_chunks_mut(TASK_ROWS * groups))
         .enumerate()
         .try_for_each(|(task, (packed, params))| {
-            let height = packed.len() / row_bytes;
-            let mut weights = run.read(rows, task * TASK_ROWS, height)?;
+            let mut weights = run.read(rows, task * TASK_ROWS, params)?;
             let mut codes = vec![0; weights.len()];
             run.quantize(&mut weights, &mut codes, params);
             if !params.iter().all(|params| params.scale.is_finite()) {
@@ -190,7 +211,7 @@ pub fn gptq(rows: &dyn Rows, factor: &GptqFactor, grid: Grid) -> Result<PackedMa
         scales: GroupValues::F16(params.iter().map(|params| params.scale).collect()),
         zeros,
         mins: None,
-        column_order: factor.order.clone(),
+        column_order: factor.order.clone().filter(|_| !factor.static_groups),
         factor: 1.0,
     })
 }
@@ -217,15 +238,28 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// `height` rows from `first` on, in the factor's order.
-    fn read(&self, rows: &dyn Rows, first: usize, height: usize) -> Result<Vec<f64>, QuantError> {
+    /// Rows from `first` on, in the factor's order; `params [rows, groups]`, which say how many, are
+    /// set where groups are static.
+    fn read(
+        &self,
+        rows: &dyn Rows,
+        first: usize,
+        params: &mut [GroupParams],
+    ) -> Result<Vec<f64>, QuantError> {
         let columns = self.factor.columns;
+        let groups = columns.div_ceil(self.group_size);
         let mut row = vec![0.0; columns];
-        let mut weights = vec![0.0; height * columns];
-        for (i, weights) in weights.chunks_exact_mut(columns).enumerate() {
+        let mut weights = vec![0.0; params.len() / groups * columns];
+        let lines = weights.chunks_exact_mut(columns).zip(params.chunks_exact_mut(groups));
+        for (i, (weights, params)) in lines.enumerate() {
             rows.read_row(first + i, &mut row);
             if !row.iter().all(|w| w.is_finite()) {
                 return Err(QuantError::NotFinite { what: "weight" });
+            }
+            if self.factor.static_groups {
+                for (params, group) in params.iter_mut().zip(row.chunks(self.group_size)) {
+                    *params = self.shared.unwrap_or_else(|| self.grid.fit(group));
+                }
             }
             match &self.factor.order {
                 Some(order) => weights
@@ -272,14 +306,15 @@ impl Run<'_> {
     ) {
         let columns = self.factor.columns;
         for i in block.clone() {
-            let params = &mut params[i / self.group_size];
-            if i.is_multiple_of(self.group_size) {
+            let place = self.factor.place(i);
+            let params = &mut params[place / self.group_size];
+            if !self.factor.static_groups && i.is_multiple_of(self.group_size) {
                 let end = (i + self.group_size).min(columns);
                 let group = || weights[i..end].iter().map(|&w| w as f32).collect::<Vec<_>>();
                 *params = self.shared.unwrap_or_else(|| self.grid.fit(&group()));
             }
-            codes[i] = self.grid.encode(weights[i] as f32, *params);
-            let rounded = f64::from(self.grid.decode(codes[i], *params));
+            codes[place] = self.grid.encode(weights[i] as f32, *params);
+            let rounded = f64::from(self.grid.decode(codes[place], *params));
             let upper = &self.factor.upper[i * columns..][..columns];
             let error = (weights[i] - rounded) / upper[i];
             errors[i - block.start] = error;

@@ -16,7 +16,7 @@ mod tests;
 
 use burn_flex::{Flex, FlexTensor, Layout};
 use burn_tensor::{Bytes, DType, Int, Shape, Tensor, TensorPrimitive};
-use engine_quant::simd::Isa;
+use engine_quant::{simd::Isa, threads};
 
 use crate::kv::WORD;
 use crate::ops::CoreOps;
@@ -209,7 +209,7 @@ fn codes(tensor: &FlexTensor) -> &[i8] {
 /// elements, is too little to wake other threads for.
 fn rows_per_task(rows: usize, work: usize) -> usize {
     const PARALLEL_WORK: usize = 1 << 16;
-    let threads = rayon::current_num_threads();
+    let threads = threads::count();
     if threads == 1 || work < PARALLEL_WORK {
         rows.max(1)
     } else {

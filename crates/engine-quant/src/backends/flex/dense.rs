@@ -3,10 +3,9 @@
 use burn_flex::FlexTensor;
 use burn_tensor::{Bytes, DType, TensorData};
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 use super::simd::{Isa, Kernel, Simd, StoredFloat, widen_into};
-use super::{dims, floats, slice, tensor};
+use super::{dims, floats, slice, tensor, threads};
 use crate::Activations;
 
 /// The same data, copied if its bytes do not lie as its type demands.
@@ -75,12 +74,9 @@ pub fn to_f32(weight: FlexTensor) -> FlexTensor {
 
 fn widen<W: StoredFloat>(from: &[W], to: &mut [f32]) {
     const CHUNK: usize = 1 << 16;
-    let widen_chunk = |(from, to)| Isa::best().run(Widen { from, to });
-    if from.len() <= CHUNK {
-        widen_chunk((from, to));
-    } else {
-        from.par_chunks(CHUNK).zip(to.par_chunks_mut(CHUNK)).for_each(widen_chunk);
-    }
+    threads::for_each_chunk(to, CHUNK, |i, to| {
+        Isa::best().run(Widen { from: &from[i * CHUNK..][..to.len()], to });
+    });
 }
 
 struct Widen<'a, W> {

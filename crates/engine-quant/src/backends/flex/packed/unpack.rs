@@ -2,10 +2,9 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::super::dots::Widened;
 use super::super::simd::{Isa, Kernel, Simd};
+use super::super::threads;
 use super::super::tiles::{COLUMNS, steps};
 use super::walk::{EightBit, Format, FourBit, GROUPS, GroupNumbers, PackedRows, Sink, Span, walk};
 use super::{BLOCK, Stored, StoredZeros, WithFormat};
@@ -24,7 +23,7 @@ pub fn rows(
     let width = matrix.spec.shape[1];
     let mut y = vec![0.0; count * width];
     let rows = (PARALLEL_NUMBERS / width).max(1);
-    y.par_chunks_mut(rows * width).enumerate().for_each(|(part, to)| {
+    threads::for_each_chunk(&mut y, rows * width, |part, to| {
         let ids: Vec<usize> = (0..to.len() / width).map(|i| row_of(part * rows + i)).collect();
         isa.run(UnpackRows { matrix, ids: &ids, to });
     });
