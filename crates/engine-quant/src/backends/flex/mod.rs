@@ -1,8 +1,11 @@
 //! Products on the CPU.
 
 mod dense;
+mod dots;
+mod floats;
 mod integer;
 mod packed;
+mod panels;
 pub mod simd;
 pub mod threads;
 mod tiles;
@@ -17,13 +20,17 @@ impl QuantOps for Flex {
         float_tensor(FlexTensor::from_data(dense::aligned(data)))
     }
 
+    fn dense_activations(weight: &Tensor<Self, 2>, wanted: Activations) -> Activations {
+        dense::activations(&weight.clone().into_primitive().tensor(), wanted)
+    }
+
     fn dense_linear(
         x: Tensor<Self, 2>,
         weight: &Tensor<Self, 2>,
-        _activations: Activations,
+        rounding: Activations,
     ) -> Tensor<Self, 2> {
         let weight = contiguous(weight.clone().into_primitive().tensor());
-        float_tensor(dense::linear(&activations(x), &weight))
+        float_tensor(dense::linear(&activations(x), &weight, rounding))
     }
 
     fn dense_rows(weight: &Tensor<Self, 2>, ids: Tensor<Self, 1, Int>) -> Tensor<Self, 2> {
