@@ -26,7 +26,11 @@ pub const STREAMS: usize = 8;
 const PARALLEL_WORK: usize = 1 << 18;
 
 /// Computes `y [rows, out]` from `x [rows, in]` on all threads: `run` fills the part it is given.
-pub fn product(x: &[f32], [rows, out]: [usize; 2], run: impl Fn(Part<'_>) + Send + Sync) -> Vec<f32> {
+pub fn product(
+    x: &[f32],
+    [rows, out]: [usize; 2],
+    run: impl Fn(Part<'_>) + Send + Sync,
+) -> Vec<f32> {
     let mut y = vec![0.0; rows * out];
     if y.is_empty() {
         return y;

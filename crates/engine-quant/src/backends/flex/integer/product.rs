@@ -31,7 +31,12 @@ thread_local! {
 }
 
 /// `x [tokens, width]` times the matrix transposed, `[tokens, out]`, activations of `D` digits.
-pub fn product<const D: usize>(isa: Isa, x: &[f32], stored: &Stored<'_>, tokens: usize) -> Vec<f32> {
+pub fn product<const D: usize>(
+    isa: Isa,
+    x: &[f32],
+    stored: &Stored<'_>,
+    tokens: usize,
+) -> Vec<f32> {
     let [out, width] = stored.spec.shape;
     assert_eq!(x.len(), tokens * width, "packed_linear: x has rows of {width} columns");
     let mut y = Vec::with_capacity(tokens * out);
@@ -228,7 +233,12 @@ impl<const D: usize> Part<'_, D> {
     unsafe fn tile_start(&self, tile: &TokenTile) -> (*const u32, *const SegmentNumbers) {
         let words = tile.first * num_steps(&self.stored.segments) * D;
         // SAFETY: the caller vouches for the tile.
-        unsafe { (self.rounded.0.0.add(words), self.rounded.1.0.add(tile.first * self.stored.segments.len())) }
+        unsafe {
+            (
+                self.rounded.0.0.add(words),
+                self.rounded.1.0.add(tile.first * self.stored.segments.len()),
+            )
+        }
     }
 
     /// Writes the sums of all tokens, `[tokens, O, LANES]`.
