@@ -25,15 +25,13 @@ pub struct TokenTile {
     pub len: usize,
 }
 
-/// Cuts tokens into tiles of up to `max`, of about equal size: 7 are 4 and 3, not 6 and 1.
+/// Cuts tokens into tiles of up to `max`, of about equal size.
 pub fn token_tiles(tokens: usize, max: usize) -> impl Iterator<Item = TokenTile> {
     let mut first = 0;
     std::iter::from_fn(move || {
         let left = tokens - first;
-        let mut len = left.div_ceil(left.div_ceil(max).max(1));
-        while len > 0 && !TILE_TOKENS.contains(&len) {
-            len = len.div_ceil(2);
-        }
+        let even = left.div_ceil(left.div_ceil(max).max(1));
+        let len = TILE_TOKENS.into_iter().rfind(|len| *len <= even).unwrap_or(0);
         let tile = TokenTile { first, len };
         first += len;
         (len > 0).then_some(tile)

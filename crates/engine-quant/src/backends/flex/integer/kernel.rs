@@ -1,7 +1,8 @@
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::activations::SegmentNumbers;
-use super::isa::Integers;
+use super::isa::{Integers, Kernel};
 use super::layout::{BLOCK_ROWS, LINE, Numbers, Stored, StoredZeros};
 use super::segments::{STEP, vector_steps};
 use crate::Bits;
@@ -46,7 +47,7 @@ pub fn num_vectors<S: Integers>(stored: &Stored<'_>) -> usize {
 }
 
 /// Tokens of the tiles that kernels are compiled for.
-pub const TILE_TOKENS: [usize; 7] = [1, 2, 3, 4, 6, 8, 12];
+pub const TILE_TOKENS: [usize; 5] = [1, 2, 4, 6, 12];
 
 /// Adds the products of some segments to the sums of a tile of `tokens` tokens.
 ///
@@ -66,10 +67,8 @@ pub unsafe fn add_tile<S: Integers, const D: usize, const O: usize>(
         match tokens {
             1 => by_format::<S, D, 1, O>(s, stored, range, at),
             2 => by_format::<S, D, 2, O>(s, stored, range, at),
-            3 => by_format::<S, D, 3, O>(s, stored, range, at),
             4 => by_format::<S, D, 4, O>(s, stored, range, at),
             6 => by_format::<S, D, 6, O>(s, stored, range, at),
-            8 => by_format::<S, D, 8, O>(s, stored, range, at),
             _ => by_format::<S, D, 12, O>(s, stored, range, at),
         }
     }
@@ -86,15 +85,42 @@ unsafe fn by_format<S: Integers, const D: usize, const T: usize, const O: usize>
     if T * D > S::ROWS {
         return;
     }
+    let at = (stored, range, at);
     let is_plain = matches!(stored.zeros, StoredZeros::Fixed(_)) && stored.mins.is_none();
     // SAFETY: the caller's promise.
     unsafe {
         match (stored.spec.bits, is_plain) {
-            (Bits::Four, true) => tile::<S, Rules<true, true>, D, T, O>(s, stored, range, at),
-            (Bits::Four, false) => tile::<S, Rules<true, false>, D, T, O>(s, stored, range, at),
-            (Bits::Eight, true) => tile::<S, Rules<false, true>, D, T, O>(s, stored, range, at),
-            (Bits::Eight, false) => tile::<S, Rules<false, false>, D, T, O>(s, stored, range, at),
+            (Bits::Four, true) => s.call(Tile::<Rules<true, true>, D, T, O>::of(at)),
+            (Bits::Four, false) => s.call(Tile::<Rules<true, false>, D, T, O>::of(at)),
+            (Bits::Eight, true) => s.call(Tile::<Rules<false, true>, D, T, O>::of(at)),
+            (Bits::Eight, false) => s.call(Tile::<Rules<false, false>, D, T, O>::of(at)),
         }
+    }
+}
+
+/// The products of some segments with a tile of `T` tokens.
+struct Tile<'a, F, const D: usize, const T: usize, const O: usize> {
+    stored: &'a Stored<'a>,
+    range: Range<usize>,
+    at: &'a TilePointers<O>,
+    format: PhantomData<F>,
+}
+
+impl<'a, F, const D: usize, const T: usize, const O: usize> Tile<'a, F, D, T, O> {
+    /// # Safety
+    /// As for [`add_tile`].
+    unsafe fn of((stored, range, at): (&'a Stored<'a>, Range<usize>, &'a TilePointers<O>)) -> Self {
+        Self { stored, range, at, format: PhantomData }
+    }
+}
+
+impl<F: Format, const D: usize, const T: usize, const O: usize> Kernel for Tile<'_, F, D, T, O> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Integers>(self, s: S) {
+        // SAFETY: whoever made the tile has promised.
+        unsafe { tile::<S, F, D, T, O>(s, self.stored, self.range, self.at) }
     }
 }
 

@@ -72,19 +72,6 @@ impl Isa {
         sets
     }
 
-    /// Its name: `avx512-vnni`, `avx-vnni`, `avx2` or `portable`.
-    pub fn name(self) -> &'static str {
-        match self.0 {
-            #[cfg(target_arch = "x86_64")]
-            Set::Avx512Vnni => "avx512-vnni",
-            #[cfg(target_arch = "x86_64")]
-            Set::AvxVnni => "avx-vnni",
-            #[cfg(target_arch = "x86_64")]
-            Set::Avx2 => "avx2",
-            Set::Portable => "portable",
-        }
-    }
-
     /// Runs the kernel as compiled for this instruction set.
     #[inline]
     pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -120,6 +107,9 @@ pub trait Integers: Copy + Send + Sync {
 
     /// 32-bit floats.
     type F: Copy;
+
+    /// Runs a kernel that stays a function of its own: compilers take long over large ones.
+    fn call<K: Kernel>(self, kernel: K) -> K::Output;
 
     /// `x` in every lane.
     fn splat(self, x: i32) -> Self::I;

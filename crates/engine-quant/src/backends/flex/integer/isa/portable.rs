@@ -1,6 +1,6 @@
 use half::f16;
 
-use super::Integers;
+use super::{Integers, Kernel};
 
 const LANES: usize = 8;
 
@@ -12,6 +12,11 @@ impl Portable {
     pub fn new() -> Self {
         Self(())
     }
+}
+
+#[inline(never)]
+fn call<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Portable::new())
 }
 
 #[inline(always)]
@@ -30,10 +35,15 @@ fn byte(lane: i32, i: usize) -> u8 {
 
 impl Integers for Portable {
     const LANES: usize = LANES;
-    const ROWS: usize = 4;
+    const ROWS: usize = 2;
     const VECTORS: usize = 1;
     type I = [i32; LANES];
     type F = [f32; LANES];
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        call(kernel)
+    }
 
     #[inline(always)]
     fn splat(self, x: i32) -> Self::I {

@@ -26,6 +26,26 @@ pub unsafe fn run_vnni<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx2::<true>(()))
 }
 
+/// As [`run`], never inlined.
+///
+/// # Safety
+/// The CPU has the named features.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
+unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx2::<false>(()))
+}
+
+/// As [`run_vnni`], never inlined.
+///
+/// # Safety
+/// The CPU has the named features.
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+#[inline(never)]
+unsafe fn call_vnni<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx2::<true>(()))
+}
+
 // SAFETY of all blocks below: a value of `Avx2` exists only inside `run` and `run_vnni`, whose
 // callers have checked the features; pointers are vouched for by the caller of each method.
 impl<const VNNI: bool> Integers for Avx2<VNNI> {
@@ -34,6 +54,12 @@ impl<const VNNI: bool> Integers for Avx2<VNNI> {
     const VECTORS: usize = 2;
     type I = __m256i;
     type F = __m256;
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: see above.
+        unsafe { if VNNI { call_vnni(kernel) } else { call(kernel) } }
+    }
 
     #[inline(always)]
     fn splat(self, x: i32) -> __m256i {

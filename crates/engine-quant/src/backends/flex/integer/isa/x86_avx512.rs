@@ -17,6 +17,16 @@ pub unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx512(()))
 }
 
+/// As [`run`], never inlined.
+///
+/// # Safety
+/// The CPU has the named features.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+#[inline(never)]
+unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx512(()))
+}
+
 // SAFETY of all blocks below: a value of `Avx512` exists only inside `run`, whose caller has
 // checked the features; pointers are vouched for by the caller of each method.
 impl Integers for Avx512 {
@@ -25,6 +35,12 @@ impl Integers for Avx512 {
     const VECTORS: usize = 2;
     type I = __m512i;
     type F = __m512;
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: see above.
+        unsafe { call(kernel) }
+    }
 
     #[inline(always)]
     fn splat(self, x: i32) -> __m512i {
