@@ -2,6 +2,7 @@
 
 mod dense;
 mod packed;
+pub mod peak;
 pub mod simd;
 pub mod threads;
 mod tiles;
