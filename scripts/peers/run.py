@@ -105,7 +105,7 @@ def spread(values):
 
 def ratio(task, own, other):
     """How much faster we are: above 1 is good, whatever is measured."""
-    if own is None or other is None:
+    if own is None or other is None or not own.value or not other.value:
         return None
     return other.value / own.value if task.kind == "start" else own.value / other.value
 
@@ -192,23 +192,29 @@ def main():
     others, missing = peers(options)
     for name, reason in missing.items():
         print(f"not measured: {name}: {reason}", file=sys.stderr)
-    sides, notes = [ours, *others], []
-    cells = [measure_cell(task, sides, options.rounds, notes) for task in tasks(options)]
+    sides = [ours, *others]
     report = {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": ours.machine,
         "threads": options.threads,
         "shape": options.shape,
         "rounds": options.rounds,
-        "versions": {side.name: side.describe() for side in sides},
         "missing": missing,
-        "notes": notes,
-        "cells": cells,
+        "notes": [],
+        "cells": [],
     }
-    text = markdown(report)
-    print(text)
+    for task in tasks(options):
+        cell = measure_cell(task, sides, options.rounds, report["notes"])
+        report["cells"].append(cell)
+        report["machine"] = ours.machine
+        report["versions"] = {side.name: side.describe() for side in sides}
+        # After each cell, so that a run that is cut short leaves what it has.
+        write(report, options)
+    print(markdown(report))
+
+
+def write(report, options):
     if options.markdown:
-        Path(options.markdown).write_text(text)
+        Path(options.markdown).write_text(markdown(report))
     if options.json:
         Path(options.json).write_text(json.dumps(report, indent=2) + "\n")
 

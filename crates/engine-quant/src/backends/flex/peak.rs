@@ -30,10 +30,11 @@ impl Arithmetic {
 
 /// Independent chains: enough to hide the latency of two units, few enough for the registers.
 const CHAINS: usize = 12;
-/// Links of every chain in one timed run, a few tens of milliseconds.
-const LINKS: usize = 8 << 20;
+/// Links of every chain in one timed run, a few milliseconds: short enough to find a moment in which
+/// no other program has a core.
+const LINKS: usize = 1 << 20;
 /// The best of this many runs counts: the others shared the machine.
-const RUNS: usize = 5;
+const RUNS: usize = 50;
 
 /// The instruction that multiplies and adds, and the loop over it.
 #[derive(Clone, Copy)]
