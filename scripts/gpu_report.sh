@@ -62,7 +62,7 @@ mkdir -p "$out" || exit 2
 report=$out/report.md
 violated=0
 
-say() { printf '%s\n' "$*" | tee -a "$report"; }
+say() { printf '%s\n' "$@" | tee -a "$report"; }
 
 # step TITLE NAME COMMAND...: the command's output under a heading, or why there is none.
 step() {
@@ -78,8 +78,8 @@ step() {
     tee -a "$report" < "$log.out"
     if [ $code -eq 124 ]; then
         say "" "not measured to its end: it took longer than $limit s"
-    elif [ $code -ne 0 ]; then
-        say "" "not measured: $(tail -n 1 "$log" | tr -d '\r')"
+    elif [ $code -ne 0 ] && [ ! -s "$log.out" ]; then
+        say "not measured: $(tail -n 1 "$log" | tr -d '\r')"
     fi
     rm -f "$log.out"
     return $code
