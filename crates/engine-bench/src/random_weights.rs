@@ -54,7 +54,7 @@ impl RandomWeights {
         threads::for_each(parts.len(), |i| {
             let mut part = parts[i].lock().unwrap_or_else(PoisonError::into_inner);
             // Far apart, so that no part repeats another.
-            self.fill(&mut part, SplitMix64(seed ^ (i as u64) << 40));
+            self.fill(&mut part, SplitMix64(seed ^ ((i as u64) << 40)));
         });
         drop(parts);
         values
