@@ -7,7 +7,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use burn_tensor::{DType, Int, Tensor, TensorData};
 use engine_core::ops::sample::{TokenChoice, choose_tokens};
-use engine_core::{BatchInput, ForwardBatch, KvCache, LoadReport, Model, ModelBackend};
+use engine_core::{
+    BatchInput, ForwardBatch, KvCache, LoadReport, Model, ModelBackend, MultiplyAdds,
+};
 use thiserror::Error;
 
 use crate::threads::Threads;
@@ -62,6 +64,8 @@ pub(crate) struct Weights {
     pub step_bytes: usize,
     /// Storage formats and their bytes.
     pub formats: Vec<(String, usize)>,
+    /// Arithmetic of one token in the layers' matrices.
+    pub multiply_adds: Vec<MultiplyAdds>,
     /// What became of the file's matrices.
     pub report: LoadReport,
 }
@@ -124,6 +128,7 @@ impl<B: ModelBackend> Runner for ModelRunner<B> {
             num_bytes: self.model.weight_bytes(),
             step_bytes: self.model.step_weight_bytes(),
             formats: self.model.weight_formats(),
+            multiply_adds: self.model.multiply_adds(),
             report: self.model.load_report().clone(),
         }
     }

@@ -46,7 +46,7 @@ mod weight;
 
 pub use activations::Activations;
 #[cfg(feature = "flex")]
-pub use backends::flex::{simd, threads};
+pub use backends::flex::{peak, simd, threads};
 pub use dense::Dense;
 pub use error::QuantError;
 pub use gguf::{GgufMatrix, GgufType};

@@ -6,6 +6,7 @@ mod floats;
 mod integer;
 mod packed;
 mod panels;
+pub mod peak;
 pub mod simd;
 pub mod threads;
 mod tiles;
