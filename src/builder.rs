@@ -12,7 +12,8 @@ use crate::memory::{KvSize, KvWish};
 use crate::model_files::ModelFiles;
 use crate::runner::{ModelRunner, Runner, panic_message};
 use crate::step::EngineCore;
-use crate::{Device, Engine, EngineError, EngineInfo, MemoryPlan, Selected, memory};
+use crate::threads::Threads;
+use crate::{Device, Engine, EngineError, EngineInfo, Execution, MemoryPlan, Selected, memory};
 
 /// How far making an engine has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +32,20 @@ pub enum Progress {
     Load(LoadProgress),
 }
 
+/// Where a model comes from.
+enum Origin {
+    /// A directory, a GGUF file or a Hub id.
+    Named(String),
+    Source(Box<SourceModel>),
+}
+
+/// A model whose weights are in no file.
+struct SourceModel {
+    name: String,
+    config: ModelConfig,
+    weights: Box<dyn WeightSource + Send>,
+}
+
 /// Describes an engine before it is loaded.
 ///
 /// ```
@@ -46,8 +61,9 @@ pub enum Progress {
 /// # Ok::<(), engine::EngineError>(())
 /// ```
 pub struct EngineBuilder {
-    model: String,
+    origin: Origin,
     device: Device,
+    execution: Execution,
     quantization: SchemePlan,
     threads: Option<usize>,
     kv_size: KvSize,
@@ -64,10 +80,23 @@ pub struct EngineBuilder {
 }
 
 impl EngineBuilder {
-    pub(crate) fn new(model: String) -> Self {
+    pub(crate) fn named(model: String) -> Self {
+        Self::new(Origin::Named(model))
+    }
+
+    pub(crate) fn of_source(
+        name: String,
+        config: ModelConfig,
+        weights: Box<dyn WeightSource + Send>,
+    ) -> Self {
+        Self::new(Origin::Source(Box::new(SourceModel { name, config, weights })))
+    }
+
+    fn new(origin: Origin) -> Self {
         Self {
-            model,
+            origin,
             device: Device::Auto,
+            execution: Execution::default(),
             quantization: SchemePlan::default(),
             threads: None,
             kv_size: KvSize::Default,
@@ -87,6 +116,13 @@ impl EngineBuilder {
     /// Where to run; [`Device::Auto`] by default.
     pub fn device(mut self, device: Device) -> Self {
         self.device = device;
+        self
+    }
+
+    /// With which operations to compute; [`Execution::Kernels`] by default. The others are there to
+    /// be compared with.
+    pub fn execution(mut self, execution: Execution) -> Self {
+        self.execution = execution;
         self
     }
 
@@ -195,8 +231,8 @@ impl EngineBuilder {
     pub fn load_core(mut self) -> Result<EngineCore, EngineError> {
         let started = Instant::now();
         self.check()?;
-        let path = self.resolve()?;
-        let ModelFiles { config, generation, tokenizer, weights } = ModelFiles::open(&path)?;
+        let (path, files) = self.open()?;
+        let ModelFiles { config, generation, tokenizer, weights } = files;
         let device = self.device.select()?;
         let memory = self.plan(&config, weights.as_ref(), &device)?;
         let max_context = self.context(&config)?.min(memory.kv_tokens);
@@ -215,6 +251,7 @@ impl EngineBuilder {
             memory: MemoryPlan { weight_bytes: weights.num_bytes, ..memory },
             step_weight_bytes: weights.step_bytes,
             weight_formats: weights.formats,
+            multiply_adds: weights.multiply_adds,
             load_report: weights.report,
             max_context,
             load_time: started.elapsed(),
@@ -237,18 +274,33 @@ impl EngineBuilder {
         {
             return Err(setting("kv_cache_fraction", format!("{part} is not in 0 < part <= 1")));
         }
+        if !self.execution.is_available() {
+            let message =
+                "this build has no composed operations: build with the feature `composed`";
+            return Err(setting("execution", message));
+        }
         match positive.into_iter().find(|(_, value)| *value == 0) {
             Some((name, _)) => Err(setting(name, "0 is too few, give at least 1")),
             None => Ok(()),
         }
     }
 
-    fn resolve(&mut self) -> Result<PathBuf, EngineError> {
+    fn open(&mut self) -> Result<(PathBuf, ModelFiles), EngineError> {
+        let model = match std::mem::replace(&mut self.origin, Origin::Named(String::new())) {
+            Origin::Named(model) => model,
+            Origin::Source(model) => {
+                let SourceModel { name, config, weights } = *model;
+                let files = ModelFiles { config, generation: None, tokenizer: None, weights };
+                return Ok((PathBuf::from(name), files));
+            }
+        };
         let progress = &mut self.progress;
         let mut report = |file: &str, bytes_done, bytes_total| {
             progress(Progress::Download { file: file.to_owned(), bytes_done, bytes_total });
         };
-        Ok(crate::resolve_model(&self.model, &mut report)?)
+        let path = crate::resolve_model(&model, &mut report)?;
+        let files = ModelFiles::open(&path)?;
+        Ok((path, files))
     }
 
     /// Positions of the longest sequence, before memory has its say.
@@ -333,23 +385,45 @@ impl EngineBuilder {
         match device.device {
             #[cfg(feature = "cpu")]
             Device::Cpu => {
-                let pool = rayon::ThreadPoolBuilder::new()
-                    .num_threads(threads)
-                    .thread_name(|i| format!("engine-cpu-{i}"))
-                    .build()
-                    .map_err(|error| setting("threads", error))?;
+                let threads = Threads::new(threads).map_err(|error| setting("threads", error))?;
                 let device = burn_flex::FlexDevice;
-                self.load_on::<burn_flex::Flex>(config, source, memory, device, Some(pool))
+                #[cfg(feature = "composed")]
+                if self.execution == Execution::Composed {
+                    return self.load_on::<burn_autodiff::Autodiff<burn_flex::Flex>>(
+                        config, source, memory, device, threads,
+                    );
+                }
+                self.load_on::<burn_flex::Flex>(config, source, memory, device, threads)
             }
             #[cfg(feature = "wgpu")]
             Device::Wgpu => {
                 let device = burn_wgpu::WgpuDevice::default();
-                self.load_on::<burn_wgpu::Wgpu>(config, source, memory, device, None)
+                #[cfg(feature = "composed")]
+                if self.execution == Execution::Composed {
+                    return self.load_on::<burn_autodiff::Autodiff<burn_wgpu::Wgpu>>(
+                        config,
+                        source,
+                        memory,
+                        device,
+                        Threads::default(),
+                    );
+                }
+                self.load_on::<burn_wgpu::Wgpu>(config, source, memory, device, Threads::default())
             }
             #[cfg(feature = "cuda")]
             Device::Cuda(index) => {
                 let device = burn_cuda::CudaDevice::new(index);
-                self.load_on::<burn_cuda::Cuda>(config, source, memory, device, None)
+                #[cfg(feature = "composed")]
+                if self.execution == Execution::Composed {
+                    return self.load_on::<burn_autodiff::Autodiff<burn_cuda::Cuda>>(
+                        config,
+                        source,
+                        memory,
+                        device,
+                        Threads::default(),
+                    );
+                }
+                self.load_on::<burn_cuda::Cuda>(config, source, memory, device, Threads::default())
             }
             other => Err(setting("device", format!("`{other}` is not in this build"))),
         }
@@ -361,17 +435,15 @@ impl EngineBuilder {
         source: &dyn WeightSource,
         memory: &MemoryPlan,
         device: B::Device,
-        threads: Option<rayon::ThreadPool>,
+        threads: Threads,
     ) -> Result<Box<dyn Runner>, EngineError> {
         let (block_size, slots, format) = (self.block_size, memory.kv_tokens, memory.kv_format);
         let (plan, progress) = (&self.quantization, &mut self.progress);
         let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let report = &mut |done| progress(Progress::Load(done));
-            let mut load = || load::<B>(config.clone(), source, plan, &device, report);
-            let model = match &threads {
-                Some(pool) => pool.install(load),
-                None => load(),
-            }?;
+            let model = threads
+                .load(|| load::<B>(config.clone(), source, plan, &device, report))
+                .map_err(|error| setting("threads", error))??;
             let kv = model.allocate_kv(slots, format);
             Ok(Box::new(ModelRunner::new(model, kv, block_size, threads)) as Box<dyn Runner>)
         }));

@@ -7,6 +7,7 @@ use std::{
     thread::JoinHandle,
 };
 
+use engine_core::{ModelConfig, WeightSource};
 use engine_sched::Statistics;
 use thiserror::Error;
 
@@ -73,7 +74,28 @@ impl Engine {
     /// Starts describing an engine: a model directory, a GGUF file, or a Hub id such as
     /// `TinyLlama/TinyLlama-1.1B-Chat-v1.0`.
     pub fn builder(model: impl Into<String>) -> EngineBuilder {
-        EngineBuilder::new(model.into())
+        EngineBuilder::named(model.into())
+    }
+
+    /// Starts describing an engine whose weights come from `weights` and not from a file: made up,
+    /// received, or read from a format of one's own. There is no tokenizer, so prompts are token
+    /// ids; `name` is what reports call the model.
+    ///
+    /// ```
+    /// # let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/models/stories260K");
+    /// use engine::{Checkpoint, Engine, ModelConfig, Request};
+    /// let (config, weights) = (ModelConfig::load(model)?, Checkpoint::open(model)?);
+    /// let engine = Engine::from_source("stories", config, weights).load()?;
+    /// let completion = engine.generate(Request::tokens(vec![1, 403, 407]).max_tokens(4))?;
+    /// assert_eq!(completion.tokens().len(), 4);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn from_source(
+        name: impl Into<String>,
+        config: ModelConfig,
+        weights: impl WeightSource + Send + 'static,
+    ) -> EngineBuilder {
+        EngineBuilder::of_source(name.into(), config, Box::new(weights))
     }
 
     pub(crate) fn spawn(core: EngineCore) -> Result<Self, EngineError> {

@@ -1,6 +1,8 @@
 use std::{path::PathBuf, time::Duration};
 
-use engine_core::{GenerationConfig, LoadReport, ModelConfig, sampling::SamplingParams};
+use engine_core::{
+    GenerationConfig, LoadReport, ModelConfig, MultiplyAdds, sampling::SamplingParams,
+};
 
 use crate::{
     ChatOptions, ChatTemplate, MemoryPlan, Prompt, Request, Selected, SubmitError, Tokenizer,
@@ -10,7 +12,7 @@ use crate::{
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct EngineInfo {
-    /// The model's directory or GGUF file.
+    /// The model's directory or GGUF file, or the name of weights that come from no file.
     pub path: PathBuf,
     /// Its configuration.
     pub config: ModelConfig,
@@ -29,6 +31,8 @@ pub struct EngineInfo {
     pub step_weight_bytes: usize,
     /// Storage formats of the weights with their bytes.
     pub weight_formats: Vec<(String, usize)>,
+    /// Arithmetic of one token in the layers' matrices, by format and activations.
+    pub multiply_adds: Vec<MultiplyAdds>,
     /// What became of the file's matrices.
     pub load_report: LoadReport,
     /// Positions of the longest sequence.

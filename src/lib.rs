@@ -27,6 +27,7 @@ mod emit;
 mod engine;
 mod error;
 mod execute;
+mod execution;
 mod generation;
 mod hub;
 mod info;
@@ -38,12 +39,14 @@ mod request;
 mod runner;
 mod step;
 mod text;
+mod threads;
 pub mod verify;
 
 pub use builder::{EngineBuilder, Progress};
 pub use device::{Device, DeviceError, Selected};
 pub use engine::{Engine, RunError};
 pub use error::{EngineError, GenerateError, SubmitError};
+pub use execution::Execution;
 pub use generation::Generation;
 pub use hub::{DownloadProgress, Hub, HubError, resolve_model};
 pub use info::EngineInfo;
@@ -66,8 +69,9 @@ pub use text::{
 
 pub use engine_core::sampling::{SamplingError, SamplingParams, TokenLogprobs};
 pub use engine_core::{
-    GenerationConfig, GgufFile, GgufMetadata, GgufValue, KvFormat, LoadEntry, LoadError,
-    LoadProgress, LoadReport, ModelConfig, Treatment, UnknownKvFormat,
+    Checkpoint, GenerationConfig, GgufFile, GgufMetadata, GgufValue, KvFormat, LoadEntry,
+    LoadError, LoadProgress, LoadReport, ModelConfig, MultiplyAdds, StoredMatrix, Treatment,
+    UnknownKvFormat, WeightSource,
 };
-pub use engine_quant::{Scheme, SchemeError, SchemePlan};
+pub use engine_quant::{Activations, Scheme, SchemeError, SchemePlan};
 pub use engine_sched::{Preemption, Statistics};

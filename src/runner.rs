@@ -7,8 +7,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use burn_tensor::{DType, Int, Tensor, TensorData};
 use engine_core::ops::sample::{TokenChoice, choose_tokens};
-use engine_core::{BatchInput, ForwardBatch, KvCache, LoadReport, Model, ModelBackend};
+use engine_core::{
+    BatchInput, ForwardBatch, KvCache, LoadReport, Model, ModelBackend, MultiplyAdds,
+};
 use thiserror::Error;
+
+use crate::threads::Threads;
 
 /// Why a step could not be computed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -60,6 +64,8 @@ pub(crate) struct Weights {
     pub step_bytes: usize,
     /// Storage formats and their bytes.
     pub formats: Vec<(String, usize)>,
+    /// Arithmetic of one token in the layers' matrices.
+    pub multiply_adds: Vec<MultiplyAdds>,
     /// What became of the file's matrices.
     pub report: LoadReport,
 }
@@ -83,17 +89,11 @@ pub(crate) struct ModelRunner<B: ModelBackend> {
     block_size: usize,
     /// Blocks that were moved to the host, by host block.
     swapped: HashMap<u32, Vec<TensorData>>,
-    /// The CPU kernels' threads.
-    threads: Option<rayon::ThreadPool>,
+    threads: Threads,
 }
 
 impl<B: ModelBackend> ModelRunner<B> {
-    pub fn new(
-        model: Model<B>,
-        kv: KvCache<B>,
-        block_size: usize,
-        threads: Option<rayon::ThreadPool>,
-    ) -> Self {
+    pub fn new(model: Model<B>, kv: KvCache<B>, block_size: usize, threads: Threads) -> Self {
         Self { model, kv, block_size, swapped: HashMap::new(), threads }
     }
 
@@ -118,13 +118,9 @@ impl<B: ModelBackend> ModelRunner<B> {
 
 impl<B: ModelBackend> Runner for ModelRunner<B> {
     fn run(&mut self, step: Step) -> Result<Box<dyn Logits>, ExecuteError> {
-        let pool = self.threads.take();
-        let result = catch_device(|| match &pool {
-            Some(pool) => pool.install(|| self.compute(step)),
-            None => self.compute(step),
-        });
-        self.threads = pool;
-        Ok(Box::new(DeviceLogits { logits: result? }))
+        let threads = self.threads.clone();
+        let logits = catch_device(|| threads.enter(|| self.compute(step)))?;
+        Ok(Box::new(DeviceLogits { logits, threads }))
     }
 
     fn weights(&self) -> Weights {
@@ -132,6 +128,7 @@ impl<B: ModelBackend> Runner for ModelRunner<B> {
             num_bytes: self.model.weight_bytes(),
             step_bytes: self.model.step_weight_bytes(),
             formats: self.model.weight_formats(),
+            multiply_adds: self.model.multiply_adds(),
             report: self.model.load_report().clone(),
         }
     }
@@ -140,6 +137,7 @@ impl<B: ModelBackend> Runner for ModelRunner<B> {
 struct DeviceLogits<B: ModelBackend> {
     /// `[rows, vocab]`, or nothing where the batch asked for none.
     logits: Option<Tensor<B, 2>>,
+    threads: Threads,
 }
 
 impl<B: ModelBackend> DeviceLogits<B> {
@@ -169,7 +167,8 @@ impl<B: ModelBackend> Logits for DeviceLogits<B> {
             return Ok(Vec::new());
         }
         let tokens = catch_device(|| {
-            self.select(rows).map(|logits| choose_tokens(logits, choices).into_data())
+            let choose = |logits| choose_tokens(logits, choices).into_data();
+            self.threads.enter(|| self.select(rows).map(choose))
         })?;
         let ids = |data: TensorData| data.iter::<i64>().map(|id| u32::try_from(id).ok()).collect();
         Ok(tokens.map(ids).unwrap_or_default())

@@ -3,8 +3,8 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use engine::{Device, SchemePlan};
-use engine_bench::{Plan, Shape, Source, Stage, run};
+use engine::{Device, KvFormat, SchemePlan};
+use engine_bench::{Plan, RandomModel, Shape, Source, Stage, ablation, run};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{DEFAULT_MODEL, Failure, output};
@@ -15,8 +15,7 @@ struct Options {
     /// Model directories or Hub ids to measure; by default the repository's small model
     #[arg(long, value_name = "DIR", value_delimiter = ',')]
     model: Vec<String>,
-    /// Random weights in these shapes, as tinyllama-1.1b,qwen3-4b; written once to the folder for
-    /// temporary files
+    /// Random weights in these shapes, as tinyllama-1.1b,qwen3-4b
     #[arg(long, value_delimiter = ',', value_parser = Shape::named)]
     shape: Vec<Shape>,
     /// Measure here instead, as cuda:1
@@ -34,6 +33,21 @@ struct Options {
     /// New tokens of each request
     #[arg(long, value_delimiter = ',', default_value = "64")]
     output_tokens: Vec<usize>,
+    /// Positions to fill before decoding is timed: more rows, as with --prompt-tokens
+    #[arg(long, value_delimiter = ',', value_name = "POSITIONS")]
+    depth: Vec<usize>,
+    /// Format of keys and values: f32 or int8
+    #[arg(long, default_value_t = KvFormat::F32)]
+    kv_cache: KvFormat,
+    /// Measure one format after the other, not in turns: the memory need hold only one at a time
+    #[arg(long)]
+    one_at_a_time: bool,
+    /// Measure one optimisation after the other, each with all before it
+    #[arg(long, conflicts_with_all = ["quant", "batch", "depth"])]
+    ablation: bool,
+    /// Write the random weights of each --shape to a folder here, bf16, and measure nothing
+    #[arg(long, value_name = "DIR", requires = "shape", conflicts_with = "json")]
+    export: Option<PathBuf>,
     /// Threads of the CPU kernels; all cores by default
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -51,6 +65,9 @@ pub fn main(device: Device) -> ExitCode {
 }
 
 fn bench(options: Options, device: Device) -> Result<(), Failure> {
+    if let Some(folder) = &options.export {
+        return export(&options.shape, folder);
+    }
     let device = options.device.unwrap_or(device);
     device.select()?;
     let json = options.json.as_deref().map(output::WholeFile::create).transpose()?;
@@ -60,21 +77,38 @@ fn bench(options: Options, device: Device) -> Result<(), Failure> {
         eprintln!("the repository's small model; --shape tinyllama-1.1b measures a real size");
         sources.push(Source::Model(DEFAULT_MODEL.to_owned()));
     }
+    let measure = if options.ablation { ablation } else { run };
     let plan = Plan {
         sources,
         quants: options.quant,
         batches: options.batch,
         prompt_lens: options.prompt_tokens,
         output_lens: options.output_tokens,
+        depths: options.depth,
+        kv_format: options.kv_cache,
+        in_turns: !options.one_at_a_time,
         device,
         threads: options.threads,
         repeats: options.repeats,
     };
-    let report = run(&plan, &mut show_progress())?;
+    let report = measure(&plan, &mut show_progress())?;
     if let Some(file) = json {
         file.write(&serde_json::to_vec_pretty(&report)?)?;
     }
     output::print(&report.markdown())?;
+    Ok(())
+}
+
+/// Writes random models and prints where they are.
+fn export(shapes: &[Shape], folder: &std::path::Path) -> Result<(), Failure> {
+    let mut progress = show_progress();
+    for shape in shapes {
+        let model = RandomModel::new(*shape, folder);
+        model.write(&mut |done, total| {
+            progress(Stage::Bytes { name: shape.name.to_owned(), done, total });
+        })?;
+        output::print_line(&model.folder().display().to_string())?;
+    }
     Ok(())
 }
 

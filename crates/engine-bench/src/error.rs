@@ -48,6 +48,9 @@ pub enum BenchError {
         /// What was given.
         plan: String,
     },
+    /// A weight format has no such name.
+    #[error(transparent)]
+    Scheme(#[from] engine::SchemeError),
     /// A number makes no sense.
     #[error("{name} is 0: give at least 1")]
     Zero {

@@ -6,11 +6,7 @@ use engine::{
     EngineBuilder, EngineCore, EngineInfo, Event, KvFormat, ModelConfig, Request, RequestId,
 };
 
-use crate::{
-    BenchError, Machine, Row, Spread,
-    machine::{peak_memory_bytes, reset_peak_memory},
-    splitmix::SplitMix64,
-};
+use crate::{BenchError, Machine, Row, Spread, machine::peak_memory_bytes, splitmix::SplitMix64};
 
 /// One row's batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +14,8 @@ pub(crate) struct Task {
     pub batch: usize,
     pub prompt_len: usize,
     pub output_len: usize,
+    /// Tokens at the start of every prompt that are the same in all of them and in every run.
+    pub shared_len: usize,
 }
 
 /// Positions in a block of the KV storage, the engine's default.
@@ -26,6 +24,11 @@ const BLOCK: usize = 16;
 const STEP_TOKENS: usize = 512;
 
 impl Task {
+    /// A task whose prompts have nothing in common.
+    pub fn new(batch: usize, prompt_len: usize, output_len: usize) -> Self {
+        Self { batch, prompt_len, output_len, shared_len: 0 }
+    }
+
     fn step_tokens(&self) -> usize {
         STEP_TOKENS.max(2 * self.batch)
     }
@@ -49,27 +52,36 @@ impl Task {
     fn sequence_len(&self, context: usize) -> usize {
         self.prompt_len + self.max_tokens(context)
     }
+
+    /// Positions of the longest sequence where the model sets no limit.
+    pub fn wanted_context(&self) -> usize {
+        self.sequence_len(usize::MAX)
+    }
 }
 
-/// Loads a model with room for the task and no more.
+/// Loads a model with room for each of the tasks by itself and no more.
 pub(crate) fn load(
     engine: EngineBuilder,
     config: &ModelConfig,
-    task: &Task,
+    tasks: &[Task],
+    kv_format: KvFormat,
 ) -> Result<EngineCore, BenchError> {
     let context = config.max_context();
-    let sequence_len = task.sequence_len(context);
-    let kv_tokens = task.batch * BLOCK * (sequence_len.div_ceil(BLOCK) + 1);
-    reset_peak_memory();
+    let most = |value: &dyn Fn(&Task) -> usize| tasks.iter().map(value).max().unwrap_or(1);
+    let sequence_len = most(&|task| task.sequence_len(context));
+    let kv_tokens =
+        most(&|task| task.batch * BLOCK * (task.sequence_len(context).div_ceil(BLOCK) + 1));
+    let sequences = most(&|task| task.batch);
     let core = engine
         .block_size(BLOCK)
-        .kv_cache_bytes(kv_tokens * config.kv_bytes_per_token(KvFormat::F32))
+        .kv_cache_format(kv_format)
+        .kv_cache_bytes(kv_tokens * config.kv_bytes_per_token(kv_format))
         // A prompt that the model has no room for is refused when it is submitted.
         .max_context(sequence_len.min(context))
-        .max_sequences(task.batch)
-        .max_queue(task.batch)
-        .max_batched_tokens(task.step_tokens())
-        .prefix_caching(false)
+        .max_sequences(sequences)
+        .max_queue(sequences)
+        .max_batched_tokens(most(&Task::step_tokens))
+        .prefix_caching(tasks.iter().any(|task| task.shared_len > 0))
         .load_core()?;
     Ok(core)
 }
@@ -82,39 +94,92 @@ pub(crate) fn measure(
     machine: &Machine,
     row: Row,
 ) -> Result<Row, BenchError> {
-    run_once(core, task, 0)?;
-    let timings = (1..=repeats as u64)
-        .map(|seed| run_once(core, task, seed))
-        .collect::<Result<Vec<_>, _>>()?;
-    let info = core.info();
-    let spread = |value: &dyn Fn(&Timing) -> Option<f64>| {
-        Spread::of(timings.iter().filter_map(value).collect())
-    };
-    let ttft = spread(&|timing| Some(timing.first_token_s * 1e3));
-    let prefill = spread(&|timing| Some((task.batch * task.prompt_len) as f64 / timing.prefill_s));
-    let steps = spread(&|timing| timing.steps_per_s);
-    let decode = steps.map(|steps| steps.scaled(task.batch as f64));
-    let context_len = timings.first().map_or(0.0, |timing| timing.context_len);
-    let bytes = bytes_per_step(info, task.batch, context_len);
-    let flops = flops_per_prompt_token(&info.config);
-    Ok(Row {
-        weight_bytes: Some(info.memory.weight_bytes as u64),
-        load_s: Some(info.load_time.as_secs_f64()),
-        ttft_ms: ttft.map(|ttft| ttft.median),
-        ttft_ms_spread: ttft,
-        prefill_tokens_per_s: prefill.map(|prefill| prefill.median),
-        prefill_tokens_per_s_spread: prefill,
-        decode_tokens_per_s: decode.map(|decode| decode.median),
-        decode_tokens_per_s_spread: decode,
-        peak_memory_bytes: peak_memory_bytes(),
-        bytes_per_step: Some(bytes),
-        bandwidth_fraction: steps.map(|steps| bytes * steps.median / machine.bandwidth_bytes_per_s),
-        matrix_fraction: prefill.map(|prefill| flops * prefill.median / machine.matrix_flops_per_s),
-        ..row
-    })
+    warm_up(core, task)?;
+    let peak_memory_bytes = peak_memory_bytes();
+    let mut series = Series::default();
+    for _ in 0..repeats {
+        series.run(core, task, machine)?;
+    }
+    Ok(Row { peak_memory_bytes, ..series.row(core.info(), task, machine, row) })
+}
+
+/// Runs a task once, so that memory is there and kernels are compiled.
+pub(crate) fn warm_up(core: &mut EngineCore, task: &Task) -> Result<(), BenchError> {
+    run_once(core, task, 0).map(drop)
+}
+
+/// The measured runs of one row, each with the bandwidth around it.
+#[derive(Debug, Default)]
+pub(crate) struct Series {
+    timings: Vec<Timing>,
+    bandwidths: Vec<f64>,
+}
+
+impl Series {
+    /// One more run.
+    pub fn run(
+        &mut self,
+        core: &mut EngineCore,
+        task: &Task,
+        machine: &Machine,
+    ) -> Result<(), BenchError> {
+        let before = machine.bandwidth_now();
+        let timing = run_once(core, task, 1 + self.timings.len() as u64)?;
+        self.timings.push(timing);
+        self.bandwidths.push((before + machine.bandwidth_now()) / 2.0);
+        Ok(())
+    }
+
+    /// How much faster than `first` each run was, prompts and decoding, if both ran in turns.
+    pub fn ratios(&self, first: &Self) -> (Option<Spread>, Option<Spread>) {
+        let pairs = || self.timings.iter().zip(&first.timings);
+        let prefill = pairs().map(|(own, first)| first.prefill_s / own.prefill_s).collect();
+        let decode = pairs().filter_map(|(own, first)| Some(own.steps_per_s? / first.steps_per_s?));
+        (Spread::of(prefill), Spread::of(decode.collect()))
+    }
+
+    /// The row of these runs.
+    pub fn row(&self, info: &EngineInfo, task: &Task, machine: &Machine, row: Row) -> Row {
+        let timings = &self.timings;
+        let spread = |value: &dyn Fn(&Timing) -> Option<f64>| {
+            Spread::of(timings.iter().filter_map(value).collect())
+        };
+        let ttft = spread(&|timing| Some(timing.first_token_s * 1e3));
+        let tokens = (task.batch * task.prompt_len) as f64;
+        let prefill = spread(&|timing| Some(tokens / timing.prefill_s));
+        let decode = spread(&|timing| timing.steps_per_s.map(|steps| steps * task.batch as f64));
+        let context_len = timings.first().map_or(0.0, |timing| timing.context_len);
+        let bytes = bytes_per_step(info, task.batch, context_len);
+        let used = timings.iter().zip(&self.bandwidths).filter_map(|(timing, bandwidth)| {
+            timing.steps_per_s.map(|steps| bytes * steps / bandwidth)
+        });
+        let least = machine.least_seconds(&info.multiply_adds);
+        // What a cached prefix saves is no arithmetic.
+        let computed = (task.prompt_len - task.shared_len) as f64 / task.prompt_len as f64;
+        let matrix = |prefill: Spread| Some(computed * prefill.median * least.as_ref()?.0);
+        Row {
+            weight_bytes: Some(info.memory.weight_bytes as u64),
+            kv_cache: info.memory.kv_format.to_string(),
+            kv_cache_bytes: Some(info.memory.kv_cache_bytes as u64),
+            load_s: Some(info.load_time.as_secs_f64()),
+            ttft_ms: ttft.map(|ttft| ttft.median),
+            ttft_ms_spread: ttft,
+            prefill_tokens_per_s: prefill.map(|prefill| prefill.median),
+            prefill_tokens_per_s_spread: prefill,
+            decode_tokens_per_s: decode.map(|decode| decode.median),
+            decode_tokens_per_s_spread: decode,
+            bytes_per_step: Some(bytes),
+            bandwidth_bytes_per_s_spread: Spread::of(self.bandwidths.clone()),
+            bandwidth_fraction: Spread::of(used.collect()).map(|used| used.median),
+            matrix_fraction: prefill.and_then(matrix),
+            arithmetic: least.as_ref().map(|(_, kinds)| kinds.clone()),
+            ..row
+        }
+    }
 }
 
 /// What one run took.
+#[derive(Debug)]
 struct Timing {
     /// Median over the requests.
     first_token_s: f64,
@@ -130,8 +195,14 @@ fn run_once(core: &mut EngineCore, task: &Task, seed: u64) -> Result<Timing, Ben
     let info = core.info().clone();
     let (vocab, max_tokens) = (info.config.vocab_size as u64, task.max_tokens(info.max_context));
     let mut random = SplitMix64(seed);
+    let token = |random: &mut SplitMix64| (random.next() % vocab) as u32;
     let prompts: Vec<Vec<u32>> = (0..task.batch)
-        .map(|_| (0..task.prompt_len).map(|_| (random.next() % vocab) as u32).collect())
+        .map(|_| {
+            // The shared tokens are the same in every run, the others in none.
+            let mut shared = SplitMix64(u64::MAX);
+            let start = (0..task.shared_len).map(|_| token(&mut shared));
+            start.chain((task.shared_len..task.prompt_len).map(|_| token(&mut random))).collect()
+        })
         .collect();
     let start = Instant::now();
     let ids = prompts
@@ -198,14 +269,6 @@ fn bytes_per_step(info: &EngineInfo, batch: usize, context_len: f64) -> f64 {
     info.step_weight_bytes as f64 + batch as f64 * positions * row_bytes
 }
 
-/// Multiplications and additions of a prompt token in the layers' matrices.
-fn flops_per_prompt_token(config: &ModelConfig) -> f64 {
-    let query = config.num_heads * config.head_dim;
-    let attention = config.hidden_size * (2 * query + 2 * config.kv_row_len());
-    let mlp = 3 * config.hidden_size * config.intermediate_size;
-    2.0 * (config.num_layers * (attention + mlp)) as f64
-}
-
 #[cfg(test)]
 mod tests {
     use engine::{Device, Engine};
@@ -216,12 +279,12 @@ mod tests {
 
     fn small(threads: usize, task: &Task) -> EngineCore {
         let engine = Engine::builder(MODEL).device(Device::Cpu).threads(threads);
-        load(engine, &ModelConfig::load(MODEL).unwrap(), task).unwrap()
+        load(engine, &ModelConfig::load(MODEL).unwrap(), &[*task], KvFormat::F32).unwrap()
     }
 
     #[test]
     fn every_sequence_of_a_batch_decodes_together_for_the_whole_output() {
-        let task = Task { batch: 8, prompt_len: 100, output_len: 10 };
+        let task = Task::new(8, 100, 10);
         let mut core = small(2, &task);
         let timing = run_once(&mut core, &task, 1).unwrap();
         assert!(timing.steps_per_s.unwrap() > 0.0);
@@ -234,19 +297,30 @@ mod tests {
 
     #[test]
     fn one_token_has_no_decode_speed() {
-        let task = Task { batch: 1, prompt_len: 4, output_len: 1 };
+        let task = Task::new(1, 4, 1);
         let mut core = small(1, &task);
         assert_eq!(run_once(&mut core, &task, 1).unwrap().steps_per_s, None);
     }
 
     #[test]
     fn a_step_reads_the_weights_once_and_each_sequences_keys_and_values() {
-        let task = Task { batch: 1, prompt_len: 4, output_len: 2 };
+        let task = Task::new(1, 4, 2);
         let core = small(1, &task);
         let info = core.info();
         let one = bytes_per_step(info, 1, 100.0);
         let kv = (100 * info.memory.kv_bytes_per_token) as f64;
         assert_eq!(one, info.memory.weight_bytes as f64 + kv);
         assert_eq!(bytes_per_step(info, 3, 100.0), one + 2.0 * kv);
+    }
+
+    #[test]
+    fn a_shared_start_is_computed_once() {
+        let task = Task { shared_len: 96, ..Task::new(2, 100, 4) };
+        let mut core = small(1, &task);
+        warm_up(&mut core, &task).unwrap();
+        let before = core.statistics().computed_tokens;
+        run_once(&mut core, &task, 1).unwrap();
+        let computed = core.statistics().computed_tokens - before;
+        assert!(computed < 60, "{computed} of more than 200");
     }
 }

@@ -1,11 +1,6 @@
-use std::path::Path;
+use engine::{Device, KvFormat, SchemePlan};
 
-use engine::{Device, Engine, ModelConfig, SchemePlan, resolve_model};
-
-use crate::{
-    BenchError, Machine, RandomModel, Report, Row, Shape,
-    measure::{Task, load, measure},
-};
+use crate::{BenchError, Shape, measure::Task};
 
 /// What is measured: every combination of models, formats, batches and lengths.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,6 +15,14 @@ pub struct Plan {
     pub prompt_lens: Vec<usize>,
     /// New tokens of each request.
     pub output_lens: Vec<usize>,
+    /// Positions that are filled before decoding is timed: rows of their own, beside those of
+    /// `prompt_lens`, with the same batches and output lengths.
+    pub depths: Vec<usize>,
+    /// Format of keys and values.
+    pub kv_format: KvFormat,
+    /// Whether the formats of a model are held in memory together and measured in turns, so that
+    /// whatever the machine does meanwhile happens to all of them.
+    pub in_turns: bool,
     /// Where.
     pub device: Device,
     /// Threads of the CPU kernels; all cores by default.
@@ -37,7 +40,7 @@ pub enum Source {
     Shape(Shape),
 }
 
-/// How far a [`run`] has come.
+/// How far a [run](crate::run()) has come.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Stage {
@@ -65,13 +68,16 @@ impl Plan {
             batches: vec![1],
             prompt_lens: vec![128],
             output_lens: vec![64],
+            depths: Vec::new(),
+            kv_format: KvFormat::F32,
+            in_turns: true,
             device: Device::Cpu,
             threads: None,
             repeats: 5,
         }
     }
 
-    fn check(&self) -> Result<(), BenchError> {
+    pub(crate) fn check(&self) -> Result<(), BenchError> {
         if let Some(plan) = self.quants.iter().find(|plan| plan.needs_calibration()) {
             return Err(BenchError::NeedsCalibration { plan: plan.to_string() });
         }
@@ -80,7 +86,7 @@ impl Plan {
             ("the number of models", self.sources.len()),
             ("the number of formats", self.quants.len()),
             ("the batch", least(&self.batches)),
-            ("the number of prompt tokens", least(&self.prompt_lens)),
+            ("the number of prompt tokens", least(&self.prompt_and_depth())),
             ("the number of output tokens", least(&self.output_lens)),
             ("the number of repeats", self.repeats),
             ("the number of threads", self.threads.unwrap_or(1)),
@@ -91,12 +97,16 @@ impl Plan {
         }
     }
 
-    fn tasks(&self) -> Vec<Task> {
+    fn prompt_and_depth(&self) -> Vec<usize> {
+        self.prompt_lens.iter().chain(&self.depths).copied().collect()
+    }
+
+    pub(crate) fn tasks(&self) -> Vec<Task> {
         let mut tasks = Vec::new();
         for &batch in &self.batches {
-            for &prompt_len in &self.prompt_lens {
+            for prompt_len in self.prompt_and_depth() {
                 for &output_len in &self.output_lens {
-                    tasks.push(Task { batch, prompt_len, output_len });
+                    tasks.push(Task::new(batch, prompt_len, output_len));
                 }
             }
         }
@@ -104,132 +114,10 @@ impl Plan {
     }
 }
 
-/// Measures the machine, then every row of the plan. A row that fails stays without values and is
-/// told to `progress`.
-///
-/// # Errors
-/// If the plan makes no sense, the device or a model is not there, or not one row could be
-/// measured.
-pub fn run(plan: &Plan, progress: &mut dyn FnMut(Stage)) -> Result<Report, BenchError> {
-    plan.check()?;
-    let device = plan.device.select()?.device;
-    let models = plan
-        .sources
-        .iter()
-        .map(|source| Model::find(source, progress))
-        .collect::<Result<Vec<_>, _>>()?;
-    progress(Stage::Note("measuring the machine".to_owned()));
-    let machine = Machine::measure(device, plan.threads)?;
-    let mut report = Report { machine, rows: Vec::new() };
-    let mut last_error = None;
-    for model in &models {
-        for quant in &plan.quants {
-            for task in plan.tasks() {
-                let row = model.empty_row(plan, quant, &task, &report.machine);
-                let setting = Setting { quant, task, machine: &report.machine };
-                let result = model.measure(plan, &setting, row.clone(), progress);
-                report.rows.push(result.unwrap_or_else(|error| {
-                    progress(Stage::Failed(format!("{}: {error}", model.name)));
-                    last_error = Some(error);
-                    row
-                }));
-            }
-        }
-    }
-    match last_error {
-        Some(error) if report.rows.iter().all(|row| row.ttft_ms.is_none()) => Err(error),
-        _ => Ok(report),
-    }
-}
-
-/// What one row is measured with.
-struct Setting<'a> {
-    quant: &'a SchemePlan,
-    task: Task,
-    machine: &'a Machine,
-}
-
-/// A model that is known to be there, or to be written first.
-struct Model {
-    name: String,
-    path: String,
-    random: Option<RandomModel>,
-}
-
-impl Model {
-    fn find(source: &Source, progress: &mut dyn FnMut(Stage)) -> Result<Self, BenchError> {
-        match source {
-            Source::Shape(shape) => {
-                let random = RandomModel::new(*shape, &std::env::temp_dir());
-                let path = random.folder().display().to_string();
-                Ok(Self { name: shape.name.to_owned(), path, random: Some(random) })
-            }
-            Source::Model(model) => {
-                let path = resolve_model(model, &mut |file: &str, done, total| {
-                    progress(Stage::Bytes { name: file.to_owned(), done, total });
-                })?;
-                ModelConfig::load(&path)?;
-                let name = Path::new(model).file_name().unwrap_or(model.as_ref());
-                let name = name.to_string_lossy().into_owned();
-                Ok(Self { name, path: path.display().to_string(), random: None })
-            }
-        }
-    }
-
-    fn empty_row(&self, plan: &Plan, quant: &SchemePlan, task: &Task, machine: &Machine) -> Row {
-        Row {
-            setup: format!("engine {}", machine.device),
-            shape: self.name.clone(),
-            quant: quant.to_string(),
-            batch: task.batch,
-            prompt_tokens: task.prompt_len,
-            output_tokens: task.output_len,
-            repeats: plan.repeats,
-            ..Row::default()
-        }
-    }
-
-    fn measure(
-        &self,
-        plan: &Plan,
-        setting: &Setting<'_>,
-        row: Row,
-        progress: &mut dyn FnMut(Stage),
-    ) -> Result<Row, BenchError> {
-        self.write(progress)?;
-        let Setting { quant, task, machine } = setting;
-        let Task { batch, prompt_len, output_len } = task;
-        progress(Stage::Note(format!(
-            "{} ({}): batch {batch}, {prompt_len} + {output_len} tokens",
-            self.name, row.quant,
-        )));
-        // Each row loads the model anew, so that its peak memory is its own.
-        let engine = Engine::builder(&self.path)
-            .device(plan.device)
-            .threads(machine.threads)
-            .quantization((*quant).clone());
-        let mut core = load(engine, &ModelConfig::load(&self.path)?, task)?;
-        measure(&mut core, task, plan.repeats, machine, row)
-    }
-
-    fn write(&self, progress: &mut dyn FnMut(Stage)) -> Result<(), BenchError> {
-        let Some(random) = self.random.as_ref().filter(|random| !random.is_complete()) else {
-            return Ok(());
-        };
-        progress(Stage::Note(format!(
-            "writing {} MiB of random weights to {}",
-            random.num_bytes() >> 20,
-            random.folder().display()
-        )));
-        random.write(&mut |done, total| {
-            progress(Stage::Bytes { name: self.name.clone(), done, total });
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run;
 
     #[test]
     fn every_combination_is_a_row() {
@@ -239,7 +127,9 @@ mod tests {
             ..Plan::new(vec![Source::Model("model".to_owned())])
         };
         assert_eq!(plan.tasks().len(), 6);
-        assert_eq!(plan.tasks()[5], Task { batch: 8, prompt_len: 64, output_len: 64 });
+        assert_eq!(plan.tasks()[5], Task::new(8, 64, 64));
+        let plan = Plan { depths: vec![1000], prompt_lens: Vec::new(), ..plan };
+        assert_eq!(plan.tasks(), [Task::new(1, 1000, 64), Task::new(8, 1000, 64)]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 use serde::Serialize;
 
-use crate::Machine;
+use crate::{ArithmeticRate, Machine};
 
 /// The middle of several measurements, and how far they lie apart.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -25,11 +25,6 @@ impl Spread {
         };
         Some(Self { median, min, max })
     }
-
-    pub(crate) fn scaled(self, factor: f64) -> Self {
-        let Self { median, min, max } = self;
-        Self { median: median * factor, min: min * factor, max: max * factor }
-    }
 }
 
 /// One row of the table. What was not measured is `None`, in JSON `null`.
@@ -41,6 +36,8 @@ pub struct Row {
     pub shape: String,
     /// The weight format asked for; `none` is the checkpoint's own.
     pub quant: String,
+    /// Format of keys and values.
+    pub kv_cache: String,
     /// Requests at once.
     pub batch: usize,
     /// Tokens of each prompt.
@@ -53,16 +50,30 @@ pub struct Row {
     pub prefill_tokens_per_s: Option<f64>,
     /// New tokens of all requests over the time in which all of them decode.
     pub decode_tokens_per_s: Option<f64>,
-    /// Most main memory that the process held since it began to load the model.
+    /// Most main memory that the process held while the model was loaded and first ran, without
+    /// other models that were held beside it.
     pub peak_memory_bytes: Option<u64>,
-    /// [`Row::bytes_per_step`] times steps per second over the machine's bandwidth.
+    /// [`Row::bytes_per_step`] times steps per second over the bandwidth that was measured around
+    /// each run: the median over the runs.
     pub bandwidth_fraction: Option<f64>,
-    /// Arithmetic of the layers' matrices for the prompts over the machine's matrix throughput.
+    /// Least time for the arithmetic of the layers' matrices, each product in the arithmetic that
+    /// it uses, over the time that the prompts took.
     pub matrix_fraction: Option<f64>,
+    /// The arithmetic that the products use.
+    pub arithmetic: Option<String>,
+    /// Speed of the prompts over that of the first row of the same comparison, whose runs were
+    /// taken in turns with these.
+    pub prefill_ratio: Option<Spread>,
+    /// The same of decoding.
+    pub decode_ratio: Option<Spread>,
     /// Bytes that a decode step must read: each weight once, keys and values of each sequence.
     pub bytes_per_step: Option<f64>,
     /// Bytes of the weights.
     pub weight_bytes: Option<u64>,
+    /// Bytes of the KV storage.
+    pub kv_cache_bytes: Option<u64>,
+    /// Bandwidth around the runs.
+    pub bandwidth_bytes_per_s_spread: Option<Spread>,
     /// Seconds to load the model.
     pub load_s: Option<f64>,
     /// Runs that were measured, after one to warm up.
@@ -90,8 +101,9 @@ impl Report {
         let mut text = machine_lines(&self.machine);
         text.push_str(
             "\n| setup | model | quant | batch | prompt | output | TTFT ms | prefill tok/s \
-             | decode tok/s | of bandwidth | of arithmetic | peak memory MiB |\n\
-             |---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+             | decode tok/s | of bandwidth | GB/s | of arithmetic | peak MiB | weights + KV MiB \
+             | × prefill | × decode |\n\
+             |---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|---:|---:|---:|---:|\n",
         );
         self.rows.iter().for_each(|row| text.push_str(&row_line(row)));
         text
@@ -105,9 +117,13 @@ pub(crate) fn machine_lines(machine: &Machine) -> String {
         Some(gpu) => format!(", {gpu}"),
         None => String::new(),
     };
+    let one_thread = machine
+        .bandwidth_one_thread_bytes_per_s
+        .map_or_else(String::new, |rate| format!(" ({:.1} with one thread)", rate / 1e9));
+    let arithmetic: Vec<_> = machine.arithmetic.iter().map(arithmetic_words).collect();
     format!(
         "{}, {} cores, {} threads, {:.0} GiB{gpu}; {}; device {}\n\n\
-         Measured: {:.1} GB/s of memory, {:.1} GFLOP/s of matrix products in {}\n\n\
+         Measured: {:.1} GB/s of memory{one_thread}; {}\n\n\
          engine {}, Burn {}, commit {}, {}\n",
         or_unknown(&machine.cpu),
         machine.cores,
@@ -116,8 +132,7 @@ pub(crate) fn machine_lines(machine: &Machine) -> String {
         machine.platform,
         machine.device,
         machine.bandwidth_bytes_per_s / 1e9,
-        machine.matrix_flops_per_s / 1e9,
-        machine.matrix_type,
+        arithmetic.join(", "),
         machine.version,
         or_unknown(&machine.burn_version),
         or_unknown(&machine.commit),
@@ -125,30 +140,54 @@ pub(crate) fn machine_lines(machine: &Machine) -> String {
     )
 }
 
+fn arithmetic_words(rate: &ArithmeticRate) -> String {
+    let ArithmeticRate { kind, multiply_adds_per_s, measured_with } = rate;
+    format!("{:.1}·10⁹ multiply-adds/s in {kind} ({measured_with})", multiply_adds_per_s / 1e9)
+}
+
 fn row_line(row: &Row) -> String {
     let spread = |spread: &Option<Spread>| {
         spread.map_or_else(String::new, |s| format!("{:.1} ({:.1}–{:.1})", s.median, s.min, s.max))
     };
+    let ratio = |spread: &Option<Spread>| {
+        spread.map_or_else(String::new, |s| format!("{:.2} ({:.2}–{:.2})", s.median, s.min, s.max))
+    };
     let percent = |fraction: Option<f64>| {
         fraction.map_or_else(String::new, |fraction| format!("{:.1} %", 100.0 * fraction))
     };
-    let mib = row
-        .peak_memory_bytes
-        .map_or_else(String::new, |bytes| format!("{:.0}", bytes as f64 / f64::from(1 << 20)));
-    format!(
-        "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {mib} |\n",
-        row.setup,
-        row.shape,
-        row.quant,
-        row.batch,
-        row.prompt_tokens,
-        row.output_tokens,
+    let mib = |bytes: Option<u64>| {
+        bytes.map_or_else(String::new, |bytes| format!("{:.0}", bytes as f64 / f64::from(1 << 20)))
+    };
+    let bandwidth = row.bandwidth_bytes_per_s_spread;
+    let bandwidth = bandwidth.map_or_else(String::new, |s| format!("{:.1}", s.median / 1e9));
+    let arithmetic = match (&row.arithmetic, row.matrix_fraction) {
+        (Some(kind), Some(_)) => format!("{} of {kind}", percent(row.matrix_fraction)),
+        _ => percent(row.matrix_fraction),
+    };
+    let held = row.weight_bytes.zip(row.kv_cache_bytes).map(|(weights, kv)| weights + kv);
+    let quant = match row.kv_cache.as_str() {
+        "" | "f32" => row.quant.clone(),
+        format => format!("{}, KV {format}", row.quant),
+    };
+    let cells = [
+        row.setup.clone(),
+        row.shape.clone(),
+        quant,
+        row.batch.to_string(),
+        row.prompt_tokens.to_string(),
+        row.output_tokens.to_string(),
         spread(&row.ttft_ms_spread),
         spread(&row.prefill_tokens_per_s_spread),
         spread(&row.decode_tokens_per_s_spread),
         percent(row.bandwidth_fraction),
-        percent(row.matrix_fraction),
-    )
+        bandwidth,
+        arithmetic,
+        mib(row.peak_memory_bytes),
+        mib(held),
+        ratio(&row.prefill_ratio),
+        ratio(&row.decode_ratio),
+    ];
+    format!("| {} |\n", cells.join(" | "))
 }
 
 #[cfg(test)]
@@ -169,7 +208,7 @@ mod tests {
         let json = serde_json::to_value(&row).unwrap();
         assert!(json["ttft_ms"].is_null() && json["peak_memory_bytes"].is_null());
         let line = row_line(&row);
-        assert_eq!(line.matches('|').count(), 13);
-        assert!(line.ends_with("|  |  |  |  |  |  |\n"), "{line}");
+        assert_eq!(line.matches('|').count(), 17);
+        assert!(line.ends_with("|  |  |  |  |  |  |  |  |  |  |\n"), "{line}");
     }
 }

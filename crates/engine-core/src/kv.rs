@@ -7,6 +7,8 @@ use std::{fmt, ops::Range, str::FromStr};
 use burn_tensor::{BasicOps, DType, Int, Tensor, TensorData, backend::Backend};
 use thiserror::Error;
 
+use crate::ops::CoreOps;
+
 pub use coded::CodedRows;
 pub(crate) use coded::{MAX_CODE, WORD, head_words};
 
@@ -195,11 +197,11 @@ pub struct KvCache<B: Backend> {
     pub layers: Vec<LayerKv<B>>,
 }
 
-impl<B: Backend> KvCache<B> {
+impl<B: CoreOps> KvCache<B> {
     /// Allocates zeros.
     pub fn allocate(shape: KvShape, device: &B::Device) -> Self {
         let KvShape { num_layers, slots, kv_heads, head_dim, format } = shape;
-        let floats = || Tensor::zeros([slots, kv_heads * head_dim], (device, DType::F32));
+        let floats = || B::cache_floats([slots, kv_heads * head_dim], device);
         let codes = || CodedRows::zeros(slots, kv_heads, head_dim, device);
         let layer = |_| match format {
             KvFormat::F32 => LayerKv::F32 { keys: floats(), values: floats() },
@@ -207,7 +209,9 @@ impl<B: Backend> KvCache<B> {
         };
         Self { layers: (0..num_layers).map(layer).collect() }
     }
+}
 
+impl<B: Backend> KvCache<B> {
     /// Copies whole blocks, `(from, to)`, in every layer: the copy of copy-on-write.
     pub fn copy_blocks(&mut self, copies: &[(u32, u32)], block_size: usize) {
         for layer in &mut self.layers {

@@ -30,8 +30,8 @@ pub use error::LoadError;
 pub use gguf::{GgufFile, GgufMetadata, GgufTensor, GgufValue};
 pub use kv::{CodedRows, KvCache, KvFormat, KvShape, LayerKv, UnknownKvFormat};
 pub use model::{
-    DenseRows, LoadEntry, LoadProgress, LoadReport, MatrixTensor, Model, Treatment, load,
-    planned_weight_bytes,
+    DenseRows, LoadEntry, LoadProgress, LoadReport, MatrixTensor, Model, MultiplyAdds, Treatment,
+    load, planned_weight_bytes,
 };
 pub use ops::CoreOps;
 pub use rope::{Rope, RopeConfig, RopeLength, RopeScaling};

@@ -2,6 +2,7 @@
 
 use burn_tensor::TensorData;
 use engine_quant::PackedMatrix;
+use half::bf16;
 
 use crate::LoadError;
 
@@ -12,6 +13,16 @@ pub enum StoredMatrix {
     Dense(TensorData),
     /// In few bits.
     Packed(PackedMatrix),
+}
+
+impl StoredMatrix {
+    /// A matrix of `bf16`, `[out, in]`, from its elements row by row.
+    ///
+    /// # Panics
+    /// If the number of elements is not that of the shape.
+    pub fn from_bf16(values: Vec<bf16>, shape: [usize; 2]) -> Self {
+        Self::Dense(TensorData::new(values, shape))
+    }
 }
 
 /// The weights of a model under the names of a Hugging Face checkpoint, whatever file they are in.

@@ -202,3 +202,22 @@ proptest! {
         }
     }
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn slots_that_nobody_has_written_take_no_memory() {
+    let resident = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+    };
+    for format in [KvFormat::F32, KvFormat::Int8] {
+        let shape = KvShape { num_layers: 2, slots: 1 << 18, kv_heads: 4, head_dim: 64, format };
+        let bytes = 2 * 2 * shape.slots * shape.kv_heads * format.head_bytes(shape.head_dim);
+        let before = resident();
+        let cache = KvCache::<Flex>::allocate(shape, &FlexDevice);
+        let taken = resident().saturating_sub(before);
+        assert!(taken < bytes / 4, "{taken} of {bytes} bytes in {format}");
+        assert_eq!(cache.layers.len(), 2);
+    }
+}

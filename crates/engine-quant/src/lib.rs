@@ -49,7 +49,7 @@ pub use activations::Activations;
 #[cfg(feature = "cube")]
 pub use backends::cube::gate_value;
 #[cfg(feature = "flex")]
-pub use backends::flex::{simd, threads};
+pub use backends::flex::{peak, simd, threads};
 pub use dense::Dense;
 pub use error::QuantError;
 pub use fused::{Fused, GateFunction, RowNorm, Then};

@@ -155,3 +155,48 @@ proptest! {
         prop_assert_eq!(&whole[(rows - 1) * out..], &last[..]);
     }
 }
+
+/// The product of activations rounded to `bf16`, in `f64`, and the sum of the magnitudes.
+fn exact(x: &[f32], weight: &[f32], width: usize) -> (f64, f64) {
+    let rounded = x.iter().map(|&x| f64::from(half::bf16::from_f32(x)));
+    let products = rounded.zip(weight).take(width).map(|(x, &w)| x * f64::from(w));
+    products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()))
+}
+
+#[test]
+fn rounded_activations_are_for_bf16_weights_alone_and_say_so() {
+    for dtype in TYPES {
+        let weight = stored(5, 33, dtype);
+        for wanted in Activations::ALL {
+            let chosen = Flex::dense_activations(&weight, wanted);
+            if dtype != DType::BF16 || wanted == Activations::F32 {
+                assert_eq!(chosen, Activations::F32, "{dtype:?} {wanted}");
+            } else {
+                assert_ne!(chosen, Activations::Bits8, "there are no products of 8 bits with bf16");
+            }
+        }
+    }
+}
+
+#[test]
+fn rounded_activations_give_the_product_of_the_rounded_numbers() {
+    for rows in [1, 2, 7, 33] {
+        for (out, width) in [(1, 1), (1, 65), (131, 7), (65, 172), (33, 2100)] {
+            let weight = stored(out, width, DType::BF16);
+            if Flex::dense_activations(&weight, Activations::Bits16) != Activations::Bits16 {
+                return;
+            }
+            let x = matrix(rows, width, rows);
+            let (wide, numbers) = (values(weight.clone().cast(DType::F32)), values(x.clone()));
+            let found = values(Flex::dense_linear(x, &weight, Activations::Bits16));
+            for (i, found) in found.iter().enumerate() {
+                let (row, column) = (i / out * width, i % out * width);
+                let (exact, size) = exact(&numbers[row..], &wide[column..], width);
+                assert!(
+                    (f64::from(*found) - exact).abs() <= 1e-6 * size,
+                    "{rows}x{out}x{width} at {i}: {found}, exact {exact}"
+                );
+            }
+        }
+    }
+}

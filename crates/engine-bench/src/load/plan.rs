@@ -224,25 +224,6 @@ mod tests {
 
     const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/models/stories260K");
 
-    fn machine() -> Machine {
-        Machine {
-            platform: "test".to_owned(),
-            cpu: None,
-            cores: 1,
-            threads: 1,
-            memory_bytes: 1,
-            device: "cpu".to_owned(),
-            gpu: None,
-            bandwidth_bytes_per_s: 1.0,
-            matrix_flops_per_s: 1.0,
-            matrix_type: "f32".to_owned(),
-            version: "0".to_owned(),
-            burn_version: None,
-            commit: None,
-            date: "today".to_owned(),
-        }
-    }
-
     fn plan() -> LoadPlan {
         let workload = Workload {
             num_requests: 12,
@@ -265,8 +246,9 @@ mod tests {
     fn every_run_is_measured_and_caching_shows() {
         let mut last = None;
         let builder = || Engine::builder(MODEL).device(Device::Cpu).threads(1);
-        let report =
-            plan().run(machine(), &builder, &mut |progress| last = Some(progress)).unwrap();
+        let report = plan()
+            .run(Machine::unknown(), &builder, &mut |progress| last = Some(progress))
+            .unwrap();
         let last = last.unwrap();
         assert_eq!((last.run + 1, last.num_runs, last.done, last.total), (8, 8, 12, 12));
         assert_eq!((report.runs.len(), report.sweep.len()), (4, 4));
@@ -292,7 +274,7 @@ mod tests {
         let arrivals = Arrivals::Trace(vec![serde_json::from_str(entry).unwrap()]);
         let plan = LoadPlan { arrivals, sweep: None, ..plan() };
         let builder = || Engine::builder(MODEL).device(Device::Cpu).threads(1);
-        let error = plan.run(machine(), &builder, &mut |_| ()).unwrap_err().to_string();
+        let error = plan.run(Machine::unknown(), &builder, &mut |_| ()).unwrap_err().to_string();
         assert!(error.contains("600") && error.contains("512"), "{error}");
     }
 

@@ -288,7 +288,7 @@ impl Run<'_> {
         let speed = self.plan.speed.unwrap_or_default();
         let prompt_len = speed.prompt_len.min(config.max_context() / 2).max(1);
         let room = config.max_context().saturating_sub(prompt_len).max(1);
-        Task { batch: 1, prompt_len, output_len: speed.output_len.min(room) }
+        Task::new(1, prompt_len, speed.output_len.min(room))
     }
 }
 

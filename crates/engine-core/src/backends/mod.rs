@@ -1,3 +1,5 @@
+#[cfg(feature = "composed")]
+mod composed;
 #[cfg(feature = "cube")]
 mod cube;
 #[cfg(feature = "flex")]

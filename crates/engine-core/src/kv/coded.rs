@@ -1,5 +1,7 @@
 use burn_tensor::{DType, ElementConversion, Int, Tensor, backend::Backend};
 
+use crate::ops::CoreOps;
+
 /// Largest code, in magnitude.
 pub(crate) const MAX_CODE: f32 = 127.0;
 
@@ -48,15 +50,17 @@ pub struct CodedRows<B: Backend> {
     pub scales: Tensor<B, 2>,
 }
 
-impl<B: Backend> CodedRows<B> {
+impl<B: CoreOps> CodedRows<B> {
     /// Rows of zeros.
     pub fn zeros(slots: usize, kv_heads: usize, head_dim: usize, device: &B::Device) -> Self {
         Self {
-            codes: Tensor::zeros([slots, kv_heads * head_words(head_dim)], (device, DType::I32)),
-            scales: Tensor::zeros([slots, kv_heads], (device, DType::F32)),
+            codes: B::cache_words([slots, kv_heads * head_words(head_dim)], device),
+            scales: B::cache_floats([slots, kv_heads], device),
         }
     }
+}
 
+impl<B: Backend> CodedRows<B> {
     /// Quantizes `rows [slots, kv_heads * head_dim]` by plain Burn operations.
     pub fn quantize(rows: Tensor<B, 2>, kv_heads: usize) -> Self {
         let [slots, columns] = rows.dims();

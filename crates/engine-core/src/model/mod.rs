@@ -6,7 +6,7 @@ mod load;
 use std::sync::Arc;
 
 use burn_tensor::{DType, Tensor, TensorData};
-use engine_quant::WeightMatrix;
+use engine_quant::{Activations, WeightMatrix};
 
 pub use load::{
     DenseRows, LoadEntry, LoadProgress, LoadReport, MatrixTensor, Treatment, load,
@@ -35,6 +35,17 @@ pub struct Model<B: ModelBackend> {
     lm_head: Arc<dyn WeightMatrix<B>>,
     ropes: Vec<Rope>,
     report: LoadReport,
+}
+
+/// Arithmetic of one token in matrices of one kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MultiplyAdds {
+    /// Format of the weights, such as `bf16` or `int8`.
+    pub format: String,
+    /// What products round activations to.
+    pub activations: Activations,
+    /// Multiplications, each with its addition.
+    pub per_token: usize,
 }
 
 impl<B: ModelBackend> Model<B> {
@@ -135,6 +146,25 @@ impl<B: ModelBackend> Model<B> {
             }
         }
         formats
+    }
+
+    /// Multiplications, each with its addition, of one token in the layers' matrices, by the format
+    /// of the weights and what activations are rounded to; in order of first appearance. A matrix
+    /// of several formats counts under the names of all.
+    pub fn multiply_adds(&self) -> Vec<MultiplyAdds> {
+        let mut all: Vec<MultiplyAdds> = Vec::new();
+        for matrix in self.layers.iter().flat_map(DecoderLayer::matrices) {
+            let (format, activations) = (matrix.format(), matrix.activations());
+            let per_token = matrix.shape().iter().product();
+            let alike = |known: &&mut MultiplyAdds| {
+                known.format == format && known.activations == activations
+            };
+            match all.iter_mut().find(alike) {
+                Some(known) => known.per_token += per_token,
+                None => all.push(MultiplyAdds { format, activations, per_token }),
+            }
+        }
+        all
     }
 
     fn check(&self, batch: &ForwardBatch<B>, kv: &KvCache<B>) {

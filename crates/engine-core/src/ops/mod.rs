@@ -10,7 +10,7 @@ pub mod norm;
 pub mod rope;
 pub mod sample;
 
-use burn_tensor::{Int, Tensor, backend::Backend};
+use burn_tensor::{DType, Int, Tensor, backend::Backend};
 
 use crate::{ForwardBatch, LayerKv};
 use activation::Activation;
@@ -23,6 +23,17 @@ use sample::TokenChoice;
 ///
 /// Call the functions of the sub-modules, which check shapes, and not these methods.
 pub trait CoreOps: Backend {
+    /// Zeros for a cache, `f32 [slots, row]`. Where the system hands out memory as it is written,
+    /// slots that are never used take none.
+    fn cache_floats(shape: [usize; 2], device: &Self::Device) -> Tensor<Self, 2> {
+        Tensor::zeros(shape, (device, DType::F32))
+    }
+
+    /// The same of `i32`.
+    fn cache_words(shape: [usize; 2], device: &Self::Device) -> Tensor<Self, 2, Int> {
+        Tensor::zeros(shape, (device, DType::I32))
+    }
+
     /// See [`norm::rms_norm`].
     fn rms_norm(x: Tensor<Self, 2>, weight: &Tensor<Self, 1>, eps: f32) -> Tensor<Self, 2> {
         norm::rms_norm_reference(x, weight, eps)

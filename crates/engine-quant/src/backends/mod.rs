@@ -1,3 +1,5 @@
+#[cfg(feature = "composed")]
+mod composed;
 #[cfg(feature = "cube")]
 pub(crate) mod cube;
 #[cfg(feature = "flex")]

@@ -1,5 +1,5 @@
 use engine_quant::simd::{Isa, Kernel, Simd};
-use rayon::prelude::*;
+use engine_quant::threads::for_each_chunk;
 
 use super::{
     math::{self, Map},
@@ -18,9 +18,10 @@ pub fn gated(isa: Isa, gate_up: &[f32], intermediate: usize, activation: Activat
         isa.run(Rows { gate_up, out: &mut out, intermediate, activation });
         return out;
     }
-    out.par_chunks_mut(chunk)
-        .zip(gate_up.par_chunks(2 * chunk))
-        .for_each(|(out, gate_up)| isa.run(Rows { gate_up, out, intermediate, activation }));
+    for_each_chunk(&mut out, chunk, |i, out| {
+        let gate_up = &gate_up[2 * i * chunk..][..2 * out.len()];
+        isa.run(Rows { gate_up, out, intermediate, activation });
+    });
     out
 }
 

@@ -10,7 +10,7 @@ mod partition;
 use std::{cell::RefCell, ops::Range};
 
 use engine_quant::simd::{Isa, StoredFloat};
-use rayon::prelude::*;
+use engine_quant::threads;
 
 use crate::{BatchInput, ops::attention::AttentionArgs};
 use partition::{Merge, PartitionKernel};
@@ -97,13 +97,13 @@ impl<T: StoredFloat> Attention<'_, T> {
         let mut out = vec![0.0; self.q.len()];
         let tiles = self.tiles();
         let seen: usize = tiles.iter().map(|tile| tile.queries.len() * tile.seen.len()).sum();
-        let threads = rayon::current_num_threads();
+        let num_threads = threads::count();
         let shared = SharedMut(out.as_mut_ptr());
         let attend = |tile| self.finish(tile, &self.attend(isa, tile), shared);
-        if threads == 1 || seen * self.args.head_dim < PARALLEL_WORK {
+        if num_threads == 1 || seen * self.args.head_dim < PARALLEL_WORK {
             tiles.iter().for_each(attend);
-        } else if tiles.len() >= 4 * threads {
-            tiles.par_iter().with_max_len(1).for_each(attend);
+        } else if tiles.len() >= 4 * num_threads {
+            threads::for_each(tiles.len(), |i| attend(&tiles[i]));
         } else {
             self.run_split(isa, &tiles, shared);
         }
@@ -116,16 +116,12 @@ impl<T: StoredFloat> Attention<'_, T> {
             .iter()
             .flat_map(|t| t.partitions().map(move |partition| (t, partition)))
             .collect();
-        let mut parts: Vec<_> = tasks
-            .into_par_iter()
-            .with_max_len(1)
-            .map(|(tile, partition)| {
-                let mut part = Partial::new(self.args.head_dim);
-                self.attend_partition(isa, tile, partition, &mut part);
-                part
-            })
-            .collect();
-        let mut parts = parts.drain(..);
+        let mut parts: Vec<_> = tasks.iter().map(|_| Partial::new(self.args.head_dim)).collect();
+        threads::for_each_chunk(&mut parts, 1, |i, part| {
+            let (tile, partition) = tasks[i];
+            self.attend_partition(isa, tile, partition, &mut part[0]);
+        });
+        let mut parts = parts.into_iter();
         for tile in tiles {
             let mut total = Partial::new(self.args.head_dim);
             for part in parts.by_ref().take(tile.partitions().len()) {

@@ -16,7 +16,7 @@ mod tests;
 
 use burn_flex::{Flex, FlexTensor, Layout};
 use burn_tensor::{Bytes, DType, Int, Shape, Tensor, TensorPrimitive};
-use engine_quant::simd::Isa;
+use engine_quant::{simd::Isa, threads};
 
 use crate::kv::WORD;
 use crate::ops::CoreOps;
@@ -26,6 +26,16 @@ use crate::ops::{
 use crate::{CodedRows, ForwardBatch, LayerKv};
 
 impl CoreOps for Flex {
+    fn cache_floats(shape: [usize; 2], _device: &Self::Device) -> Tensor<Self, 2> {
+        float_tensor(new_tensor(vec![0.0; shape.iter().product()], shape, DType::F32))
+    }
+
+    fn cache_words(shape: [usize; 2], _device: &Self::Device) -> Tensor<Self, 2, Int> {
+        let bytes = Bytes::from_elems(vec![0_i32; shape.iter().product()]);
+        let layout = Layout::contiguous(Shape::from(shape));
+        Tensor::from_primitive(FlexTensor::new(bytes, layout, DType::I32))
+    }
+
     fn rms_norm(x: Tensor<Self, 2>, weight: &Tensor<Self, 1>, eps: f32) -> Tensor<Self, 2> {
         let mut x = owned(x);
         let weight = readable(weight);
@@ -209,7 +219,7 @@ fn codes(tensor: &FlexTensor) -> &[i8] {
 /// elements, is too little to wake other threads for.
 fn rows_per_task(rows: usize, work: usize) -> usize {
     const PARALLEL_WORK: usize = 1 << 16;
-    let threads = rayon::current_num_threads();
+    let threads = threads::count();
     if threads == 1 || work < PARALLEL_WORK {
         rows.max(1)
     } else {

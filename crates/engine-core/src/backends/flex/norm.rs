@@ -1,5 +1,5 @@
 use engine_quant::simd::{self, Isa, Kernel, Simd};
-use rayon::prelude::*;
+use engine_quant::threads::{for_each_chunk, for_each_pair};
 
 use super::rows_per_task;
 
@@ -13,7 +13,7 @@ pub fn rms_norm(isa: Isa, x: &mut [f32], weight: &[f32], eps: f32) {
     if chunk >= x.len() {
         return isa.run(Rows { x, weight, eps });
     }
-    x.par_chunks_mut(chunk).for_each(|x| isa.run(Rows { x, weight, eps }));
+    for_each_chunk(x, chunk, |_, x| isa.run(Rows { x, weight, eps }));
 }
 
 /// `sum += x`, then `x` becomes the normalised sum.
@@ -26,9 +26,9 @@ pub fn add_rms_norm(isa: Isa, x: &mut [f32], sum: &mut [f32], weight: &[f32], ep
     if chunk >= x.len() {
         return isa.run(AddRows { sum, rows: Rows { x, weight, eps } });
     }
-    x.par_chunks_mut(chunk)
-        .zip(sum.par_chunks_mut(chunk))
-        .for_each(|(x, sum)| isa.run(AddRows { sum, rows: Rows { x, weight, eps } }));
+    for_each_pair((x, chunk), (sum, chunk), |_, x, sum| {
+        isa.run(AddRows { sum, rows: Rows { x, weight, eps } });
+    });
 }
 
 struct Rows<'a> {

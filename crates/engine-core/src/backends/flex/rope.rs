@@ -1,5 +1,5 @@
 use engine_quant::simd::{Isa, Kernel, Simd};
-use rayon::prelude::*;
+use engine_quant::threads::for_each_pair;
 
 use super::{
     math::{self, Map},
@@ -36,10 +36,9 @@ pub fn rotate(isa: Isa, qkv: &mut [f32], cos_sin: &[f32], heads: &Heads<'_>) -> 
     if chunk >= tokens {
         run(qkv, &mut q, 0);
     } else {
-        q.par_chunks_mut(chunk * q_len)
-            .zip(qkv.par_chunks_mut(chunk * columns))
-            .enumerate()
-            .for_each(|(i, (q, qkv))| run(qkv, q, i * chunk));
+        for_each_pair((&mut q, chunk * q_len), (qkv, chunk * columns), |i, q, qkv| {
+            run(qkv, q, i * chunk);
+        });
     }
     q
 }

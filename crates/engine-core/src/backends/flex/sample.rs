@@ -1,7 +1,7 @@
 //! Greedy choice and the Gumbel trick, `−ln(−ln u)` computed only where it can matter.
 
 use engine_quant::simd::{Isa, Kernel, Simd};
-use rayon::prelude::*;
+use engine_quant::threads::{count, for_each_chunk};
 
 use crate::ops::sample::TokenChoice;
 use crate::sampling::rng;
@@ -15,15 +15,19 @@ pub fn choose_tokens(isa: Isa, logits: &[f32], rows: &[TokenChoice]) -> Vec<i32>
         return Vec::new();
     }
     let vocab = logits.len() / rows.len();
-    let choose = |(row, choice): (&[f32], &TokenChoice)| choose_token(isa, row, choice);
     if vocab == 0 {
         return vec![-1; rows.len()];
     }
-    if rows.len() == 1 || logits.len() < CHUNK {
-        logits.chunks_exact(vocab).zip(rows).map(choose).collect()
-    } else {
-        logits.par_chunks_exact(vocab).zip(rows).map(choose).collect()
-    }
+    let mut tokens = vec![-1; rows.len()];
+    let tasks = if logits.len() < CHUNK { 1 } else { rows.len() };
+    for_each_chunk(&mut tokens, rows.len().div_ceil(tasks), |task, tokens| {
+        let first = task * rows.len().div_ceil(tasks);
+        let logits = logits[first * vocab..].chunks_exact(vocab);
+        for ((token, logits), choice) in tokens.iter_mut().zip(logits).zip(&rows[first..]) {
+            *token = choose_token(isa, logits, choice);
+        }
+    });
+    tokens
 }
 
 fn choose_token(isa: Isa, logits: &[f32], choice: &TokenChoice) -> i32 {
@@ -45,10 +49,14 @@ fn draw(logits: &[f32], choice: &TokenChoice) -> Option<usize> {
         (None, b) => b,
         (a, _) => a,
     };
-    let best = if logits.len() <= CHUNK || rayon::current_num_threads() == 1 {
+    let best = if logits.len() <= CHUNK || count() == 1 {
         logits.chunks(CHUNK).enumerate().map(chunk).fold(None, better)
     } else {
-        let bests: Vec<_> = logits.par_chunks(CHUNK).enumerate().map(chunk).collect();
+        let mut bests = vec![None; logits.len().div_ceil(CHUNK)];
+        for_each_chunk(&mut bests, 1, |i, best| {
+            let end = logits.len().min((i + 1) * CHUNK);
+            best.fill(chunk((i, &logits[i * CHUNK..end])));
+        });
         bests.into_iter().fold(None, better)
     };
     best.map(|(_, token)| token)

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use burn_tensor::{DType, TensorData};
+use burn_tensor::{DType, Element, TensorData};
+use bytemuck::Pod;
 use engine_quant::Rows;
 use half::{bf16, f16};
 
@@ -51,15 +52,27 @@ pub(super) fn slice_rows(data: &TensorData, rows: Range<usize>) -> TensorData {
 }
 
 /// Puts the rows of `below` under those of `above`; in their type if it is the same, else in `f32`.
+/// The memory of `above` grows, so that its rows need not be copied.
 pub(super) fn join(above: TensorData, below: TensorData) -> TensorData {
-    let shape = [above.shape[0] + below.shape[0], above.shape[1]];
-    let (a, b) = (above.as_bytes(), below.as_bytes());
     match (above.dtype, below.dtype) {
-        (DType::F16, DType::F16) => TensorData::new(chain(a, b, f16::from_ne_bytes), shape),
-        (DType::BF16, DType::BF16) => TensorData::new(chain(a, b, bf16::from_ne_bytes), shape),
-        (DType::F32, DType::F32) => TensorData::new(chain(a, b, f32::from_ne_bytes), shape),
+        (DType::F16, DType::F16) => append(above, &below, f16::from_ne_bytes),
+        (DType::BF16, DType::BF16) => append(above, &below, bf16::from_ne_bytes),
+        (DType::F32, DType::F32) => append(above, &below, f32::from_ne_bytes),
         _ => join(above.convert_dtype(DType::F32), below.convert_dtype(DType::F32)),
     }
+}
+
+fn append<const N: usize, T: Element + Pod>(
+    above: TensorData,
+    below: &TensorData,
+    read: fn([u8; N]) -> T,
+) -> TensorData {
+    let shape = [above.shape[0] + below.shape[0], above.shape[1]];
+    let whole = above.bytes.try_into_vec::<T>();
+    let mut values = whole.unwrap_or_else(|bytes| gather(&bytes, read));
+    values.reserve_exact(below.bytes.len() / N);
+    values.extend(below.as_bytes().as_chunks().0.iter().map(|&bytes| read(bytes)));
+    TensorData::new(values, shape)
 }
 
 fn row_bytes(data: &TensorData, rows: Range<usize>) -> &[u8] {
@@ -75,14 +88,6 @@ fn fill<const N: usize>(bytes: &[u8], values: &mut [f32], read: impl Fn([u8; N])
 
 fn gather<const N: usize, T>(bytes: &[u8], read: fn([u8; N]) -> T) -> Vec<T> {
     bytes.as_chunks().0.iter().map(|&bytes| read(bytes)).collect()
-}
-
-fn chain<const N: usize, T>(above: &[u8], below: &[u8], read: fn([u8; N]) -> T) -> Vec<T> {
-    let mut values = Vec::with_capacity((above.len() + below.len()) / N);
-    for bytes in [above, below] {
-        values.extend(bytes.as_chunks().0.iter().map(|&bytes| read(bytes)));
-    }
-    values
 }
 
 #[cfg(test)]

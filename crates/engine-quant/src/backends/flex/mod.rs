@@ -1,7 +1,12 @@
 //! Products on the CPU.
 
 mod dense;
+mod dots;
+mod floats;
+mod integer;
 mod packed;
+mod panels;
+pub mod peak;
 pub mod simd;
 pub mod threads;
 mod tiles;
@@ -16,13 +21,17 @@ impl QuantOps for Flex {
         float_tensor(FlexTensor::from_data(dense::aligned(data)))
     }
 
+    fn dense_activations(weight: &Tensor<Self, 2>, wanted: Activations) -> Activations {
+        dense::activations(&weight.clone().into_primitive().tensor(), wanted)
+    }
+
     fn dense_linear(
         x: Tensor<Self, 2>,
         weight: &Tensor<Self, 2>,
-        _activations: Activations,
+        rounding: Activations,
     ) -> Tensor<Self, 2> {
         let weight = contiguous(weight.clone().into_primitive().tensor());
-        float_tensor(dense::linear(&activations(x), &weight))
+        float_tensor(dense::linear(&activations(x), &weight, rounding))
     }
 
     fn dense_rows(weight: &Tensor<Self, 2>, ids: Tensor<Self, 1, Int>) -> Tensor<Self, 2> {
@@ -37,22 +46,35 @@ impl QuantOps for Flex {
 
     fn packed_upload(
         matrix: PackedMatrix,
-        _activations: Activations,
+        activations: Activations,
         _device: &Self::Device,
     ) -> PackedTensors<Self> {
-        packed::upload(matrix)
+        if activations == Activations::F32 || !integer::supports(&matrix.spec) {
+            packed::upload(matrix)
+        } else {
+            integer::upload(&matrix, activations)
+        }
     }
 
     fn packed_linear(x: Tensor<Self, 2>, weight: &PackedTensors<Self>) -> Tensor<Self, 2> {
-        float_tensor(packed::linear(&activations(x), weight))
+        float_tensor(match weight.activations {
+            Activations::F32 => packed::linear(&activations(x), weight),
+            _ => integer::linear(&activations(x), weight),
+        })
     }
 
     fn packed_rows(weight: &PackedTensors<Self>, ids: Tensor<Self, 1, Int>) -> Tensor<Self, 2> {
-        float_tensor(packed::rows(weight, &numbers(ids)))
+        float_tensor(match weight.activations {
+            Activations::F32 => packed::rows(weight, &numbers(ids)),
+            _ => integer::rows(weight, &numbers(ids)),
+        })
     }
 
     fn packed_to_f32(weight: &PackedTensors<Self>) -> Tensor<Self, 2> {
-        float_tensor(packed::to_f32(weight))
+        float_tensor(match weight.activations {
+            Activations::F32 => packed::to_f32(weight),
+            _ => integer::to_f32(weight),
+        })
     }
 }
 

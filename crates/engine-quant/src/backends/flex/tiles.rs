@@ -1,20 +1,25 @@
 //! What products with stored rows share, whatever these are stored in: how `x · Wᵀ` is cut into
 //! parts and tiles.
 //!
-//! The product of one row with one stored row is a sum over blocks of [`BLOCK`] elements in order,
-//! each block summed in the lane order of [`simd`]. Neither the number of rows nor
-//! that of threads has a part in it, so a row's result is the same bits in every batch.
+//! The product of one row with one stored row is a sum over blocks of [`block_len`] elements in
+//! order, each block summed in the order of [`simd`](super::simd). Neither the number of rows nor that of
+//! threads has a part in it, so a row's result is the same bits in every batch.
 
 use std::ops::Range;
 
-use super::simd::{self, Simd, StoredFloat};
 use super::threads;
 
-/// Elements of a row that are summed before the next ones begin.
-pub const BLOCK: usize = 2048;
+/// Bytes of a row of activations that are summed before the next ones begin: the blocks of a tile
+/// of rows take half of the first cache, and stored rows go by in the rest.
+pub const BLOCK_BYTES: usize = 4096;
 
-/// Rows of activations that share one pass over the weights: their blocks stay in the cache.
-pub const ROW_BLOCK: usize = 72;
+/// Elements of a row that are summed before the next ones begin.
+pub const fn block_len<X>() -> usize {
+    BLOCK_BYTES / size_of::<X>()
+}
+
+/// Rows of activations in one part of a product.
+const ROW_BLOCK: usize = 576;
 
 /// Stored rows that are multiplied side by side.
 pub const COLUMNS: usize = 4;
@@ -25,51 +30,104 @@ pub const STREAMS: usize = 8;
 /// Multiplications below which waking other threads costs more than they save.
 const PARALLEL_WORK: usize = 1 << 18;
 
-/// Computes `y [rows, out]` from `x [rows, in]` on all threads: `run` fills the part it is given.
-pub fn product(x: &[f32], [rows, out]: [usize; 2], run: impl Fn(Part<'_>) + Send + Sync) -> Vec<f32> {
+/// Parts that a product is cut into for each thread.
+const PARTS_OF_THREAD: usize = 16;
+
+/// Sizes of a product.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// Rows of activations.
+    pub rows: usize,
+    /// Elements of a row.
+    pub width: usize,
+    /// Stored rows.
+    pub out: usize,
+    /// Rows of activations that are multiplied side by side, but for the last ones.
+    pub tile: usize,
+}
+
+impl Sizes {
+    /// Of `x [rows, in]` times `[out, in]`, where registers hold tiles of so many rows.
+    pub fn new<X>(x: &[X], [rows, out]: [usize; 2], max_tile: usize) -> Self {
+        let width = x.len() / rows.max(1);
+        assert_eq!(x.len(), rows * width, "linear: x has {rows} rows");
+        // Tiles of equal size: 7 rows are 4 and 3, not 6 and 1.
+        let tile = rows.div_ceil(rows.div_ceil(max_tile).max(1)).max(1);
+        Self { rows, width, out, tile }
+    }
+
+    /// Asserts that a weight has as many elements as `[out, width]`; no rows have no width.
+    pub fn check(&self, elements: usize) {
+        let Self { rows, width, out, .. } = *self;
+        assert!(
+            rows == 0 || elements == out * width,
+            "dense_linear: {elements} elements are not {out} rows of {width} columns"
+        );
+    }
+
+    /// Whether waking other threads pays.
+    pub fn is_parallel(&self) -> bool {
+        self.rows * self.out * self.width >= PARALLEL_WORK
+    }
+}
+
+/// Computes `y [rows, out]` on all threads: `run` fills the part it is given.
+pub fn product(sizes: Sizes, run: impl Fn(Part) + Send + Sync) -> Vec<f32> {
+    let Sizes { rows, out, .. } = sizes;
     let mut y = vec![0.0; rows * out];
     if y.is_empty() {
         return y;
     }
-    let width = x.len() / rows;
-    assert_eq!(x.len(), rows * width, "linear: x has {rows} rows");
     let y_start = SharedMut(y.as_mut_ptr());
-    let part = |rows, columns| Part { x, y: y_start, width, out, rows, columns };
+    let part = |rows, columns| Part { y: y_start, sizes, rows, columns };
     let threads = threads::count();
-    if threads == 1 || rows * out * width < PARALLEL_WORK {
+    if threads == 1 || !sizes.is_parallel() {
         run(part(0..rows, 0..out));
         return y;
     }
-    // A few parts for each thread, so that a thread that was late leaves some to the others.
+    // Several parts for each thread, so that a thread that was late leaves some to the others.
     let row_parts = rows.div_ceil(ROW_BLOCK);
-    let column_parts = (threads * 4).div_ceil(row_parts);
-    let columns = out.div_ceil(column_parts).next_multiple_of(STREAMS);
-    let column_parts = out.div_ceil(columns);
+    let row_len = rows.div_ceil(row_parts).next_multiple_of(sizes.tile);
+    let columns = out.div_ceil((threads * PARTS_OF_THREAD).div_ceil(row_parts));
+    let columns = columns.next_multiple_of(STREAMS);
+    let (row_parts, column_parts) = (rows.div_ceil(row_len), out.div_ceil(columns));
     threads::for_each(row_parts * column_parts, |number| {
-        let (row, column) = (number % row_parts * ROW_BLOCK, number / row_parts * columns);
-        run(part(row..rows.min(row + ROW_BLOCK), column..out.min(column + columns)));
+        let (row, column) = (number % row_parts * row_len, number / row_parts * columns);
+        run(part(row..rows.min(row + row_len), column..out.min(column + columns)));
     });
     y
 }
 
 /// A result that several threads fill, each its own elements.
-#[derive(Clone, Copy)]
-struct SharedMut(*mut f32);
+pub struct SharedMut<T>(pub *mut T);
 
-// SAFETY: every `Part` writes the elements of its own rows and columns, and parts do not overlap.
-unsafe impl Send for SharedMut {}
+impl<T> SharedMut<T> {
+    /// # Safety
+    /// The result has such an element.
+    pub unsafe fn at(&self, i: usize) -> *mut T {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(i) }
+    }
+}
+
+impl<T> Clone for SharedMut<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for SharedMut<T> {}
+
+// SAFETY: every thread writes the elements of its own parts or chunks, and these do not overlap.
+unsafe impl<T: Send> Send for SharedMut<T> {}
 // SAFETY: as above.
-unsafe impl Sync for SharedMut {}
+unsafe impl<T: Send> Sync for SharedMut<T> {}
 
 /// Some rows and columns of a product.
-pub struct Part<'a> {
-    /// `[all rows, width]`.
-    x: &'a [f32],
+pub struct Part {
     /// `[all rows, out]`, zeros.
-    y: SharedMut,
-    /// Elements of a row.
-    pub width: usize,
-    out: usize,
+    y: SharedMut<f32>,
+    pub sizes: Sizes,
     /// Rows of activations.
     pub rows: Range<usize>,
     /// Stored rows.
@@ -82,78 +140,35 @@ pub fn steps(range: &Range<usize>, len: usize) -> impl Iterator<Item = Range<usi
     range.clone().step_by(len).map(move |first| first..end.min(first + len))
 }
 
-impl Part<'_> {
-    /// Multiplies the rows with `columns` stored rows, as many at a time as registers hold.
-    ///
-    /// # Safety
-    /// `block.len()` elements can be read at the first `columns.len()` pointers.
+/// A block of each of `R` rows from `rows.start` on, of `x [all rows, width]`; after the last of
+/// `rows`, the last again.
+#[inline(always)]
+pub fn x_pointers<X, const R: usize>(
+    x: &[X],
+    width: usize,
+    rows: &Range<usize>,
+    block: &Range<usize>,
+) -> [*const X; R] {
+    let mut pointers = [x.as_ptr(); R];
+    for (i, pointer) in pointers.iter_mut().enumerate() {
+        let row = (rows.start + i).min(rows.end - 1);
+        *pointer = x[row * width + block.start..][..block.len()].as_ptr();
+    }
+    pointers
+}
+
+impl Part {
+    /// Fetches the results that [`Part::add`] will add to.
     #[inline(always)]
-    pub unsafe fn row_tiles<S: Simd, T: StoredFloat>(
-        &self,
-        s: S,
-        rows: &Range<usize>,
-        block: &Range<usize>,
-        (stored, columns): ([*const T; COLUMNS], &Range<usize>),
-    ) {
-        let mut row = rows.start;
-        while row < rows.end {
-            let left = rows.end - row;
-            // Tiles of equal size: 7 rows are 4 and 3, not 6 and 1.
-            let tile = left.div_ceil(left.div_ceil(S::TILE_ROWS));
-            let stored = (stored, columns);
-            // SAFETY: the caller's promise.
+    pub fn prefetch<const R: usize>(&self, row: usize, columns: &Range<usize>) {
+        #[cfg(target_arch = "x86_64")]
+        for r in 0..R {
+            // SAFETY: prefetching reads nothing.
             unsafe {
-                match tile {
-                    6 => self.tile::<S, T, 6, COLUMNS>(s, row, block, stored),
-                    5 => self.tile::<S, T, 5, COLUMNS>(s, row, block, stored),
-                    4 => self.tile::<S, T, 4, COLUMNS>(s, row, block, stored),
-                    3 => self.tile::<S, T, 3, COLUMNS>(s, row, block, stored),
-                    2 => self.tile::<S, T, 2, COLUMNS>(s, row, block, stored),
-                    _ => self.tile::<S, T, 1, COLUMNS>(s, row, block, stored),
-                }
-            }
-            row += tile;
-        }
-    }
-
-    /// Multiplies `R` rows with up to `C` stored rows.
-    ///
-    /// # Safety
-    /// As for [`Part::row_tiles`].
-    #[inline(always)]
-    pub unsafe fn tile<S: Simd, T: StoredFloat, const R: usize, const C: usize>(
-        &self,
-        s: S,
-        row: usize,
-        block: &Range<usize>,
-        (stored, columns): ([*const T; C], &Range<usize>),
-    ) {
-        let x = self.x_pointers::<R>(row, block);
-        let mut sums = [[0.0; C]; R];
-        if columns.len() == C {
-            // SAFETY: the caller's promise, and `x_pointers` checks its own.
-            sums = unsafe { simd::dot_tile(s, x, stored, block.len()) };
-        } else {
-            for (i, &stored) in stored.iter().enumerate().take(columns.len()) {
-                // SAFETY: as above.
-                let one = unsafe { simd::dot_tile(s, x, [stored], block.len()) };
-                for (sums, [sum]) in sums.iter_mut().zip(one) {
-                    sums[i] = sum;
-                }
+                let y = self.y.0.wrapping_add((row + r) * self.sizes.out + columns.start);
+                std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(y.cast());
             }
         }
-        self.add(&sums, row, columns);
-    }
-
-    /// A block of each of `R` rows of activations; after the last of the part, the last again.
-    #[inline(always)]
-    pub fn x_pointers<const R: usize>(&self, row: usize, block: &Range<usize>) -> [*const f32; R] {
-        let mut x = [self.x.as_ptr(); R];
-        for (i, pointer) in x.iter_mut().enumerate() {
-            let row = (row + i).min(self.rows.end - 1);
-            *pointer = self.x[row * self.width + block.start..][..block.len()].as_ptr();
-        }
-        x
     }
 
     /// Adds the sums of a block to the results of `columns` in rows `row ..`, up to the part's last.
@@ -167,9 +182,19 @@ impl Part<'_> {
         debug_assert!(self.rows.contains(&row), "rows of another part");
         debug_assert!(columns.end <= self.columns.end, "columns of another part");
         for (r, sums) in sums.iter().enumerate().take(self.rows.end - row) {
-            for (sum, column) in sums.iter().zip(columns.clone()) {
-                // SAFETY: the element is in this part's rows and columns; see `SharedMut`.
-                unsafe { *self.y.0.add((row + r) * self.out + column) += sum };
+            // SAFETY: the elements are in this part's rows and columns; see `SharedMut`.
+            unsafe {
+                let y = self.y.at((row + r) * self.sizes.out + columns.start);
+                if columns.len() == C {
+                    let y = &mut *y.cast::<[f32; C]>();
+                    for (y, sum) in y.iter_mut().zip(sums) {
+                        *y += sum;
+                    }
+                } else {
+                    for (i, sum) in sums.iter().enumerate().take(columns.len()) {
+                        *y.add(i) += sum;
+                    }
+                }
             }
         }
     }

@@ -15,13 +15,17 @@ use burn_flex::{Flex, FlexTensor, Layout};
 use burn_tensor::{Bytes, DType, Element, Int, Shape, Tensor};
 use half::f16;
 
-use super::simd::{Isa, Simd};
-use super::{dense, dims, float_tensor, slice, tensor, tiles};
+use super::simd::{Isa, Simd, widen_into};
+use super::tiles::block_len;
+use super::{dims, float_tensor, slice, tensor};
 use crate::{
     Activations, Bits, GroupValues, Levels, PackedMatrix, PackedSpec, PackedTensors, Zeros,
 };
-use product::PackedPart;
+use product::product;
 use walk::{EightBit, Format, FourBit};
+
+/// Columns of a row that are summed before the next ones begin.
+const BLOCK: usize = block_len::<f32>();
 
 /// Keeps all numbers in the types they come in.
 pub fn upload(matrix: PackedMatrix) -> PackedTensors<Flex> {
@@ -61,12 +65,6 @@ pub fn linear(x: &FlexTensor, weight: &PackedTensors<Flex>) -> FlexTensor {
     let (isa, shape) = (Isa::best(), [dims(x)[0], weight.spec.shape[0]]);
     let tensors = Tensors::of(weight);
     tensor(product(isa, slice(x), &tensors.stored(), shape[0]), shape)
-}
-
-fn product(isa: Isa, x: &[f32], matrix: &Stored<'_>, rows: usize) -> Vec<f32> {
-    let [out, width] = matrix.spec.shape;
-    assert_eq!(x.len(), rows * width, "packed_linear: x has rows of {width} columns");
-    tiles::product(x, [rows, out], |part| PackedPart { part, matrix }.run(isa))
 }
 
 /// Rows `ids` as `f32 [ids, in]`.
@@ -160,7 +158,7 @@ impl Numbers<'_> {
     #[inline(always)]
     fn read<S: Simd>(self, s: S, first: usize, to: &mut [f32]) {
         match self {
-            Self::F16(values) => dense::widen_into(s, &values[first..][..to.len()], to),
+            Self::F16(values) => widen_into(s, &values[first..][..to.len()], to),
             Self::F32(values) => to.copy_from_slice(&values[first..][..to.len()]),
         }
     }

@@ -7,28 +7,39 @@
 
 use std::ops::Range;
 
+use super::super::dots::Widened;
+use super::super::panels::{self, Fill, Limits, Tiles};
 use super::super::simd::{self, Isa, Kernel, Simd};
-use super::super::tiles::{BLOCK, COLUMNS, Part, ROW_BLOCK, STREAMS, steps};
-use super::unpack::{Scratch, Unpack, span};
-use super::walk::{EightBit, Format, FourBit, PackedRow, Sink, walk};
-use super::{Stored, StoredZeros};
+use super::super::tiles::{self, COLUMNS, Part, STREAMS, Sizes, steps, x_pointers};
+use super::unpack::{Scratch, Unpack, codes, span};
+use super::walk::{EightBit, Format, FourBit, Sink, walk};
+use super::{BLOCK, Stored, StoredZeros};
 use crate::Bits;
 
-/// Activations of a part that stay in the cache while all stored rows go by.
-const CACHED_ACTIVATIONS: usize = 1 << 16;
-
-/// A part of a product.
-pub struct PackedPart<'a> {
-    pub part: Part<'a>,
-    pub matrix: &'a Stored<'a>,
+/// `x [rows, in]` times the matrix transposed, `[rows, out]`.
+pub fn product(isa: Isa, x: &[f32], matrix: &Stored<'_>, rows: usize) -> Vec<f32> {
+    let [out, width] = matrix.spec.shape;
+    assert_eq!(x.len(), rows * width, "packed_linear: x has rows of {width} columns");
+    let (max_tile, lanes) = isa.run(Limits);
+    let sizes = Sizes::new(x, [rows, out], max_tile);
+    if isa.run(Streams { rows, matrix }) {
+        return tiles::product(sizes, |part| StreamPart { part, x, matrix }.run(isa));
+    }
+    let x = Tiles::new(x, sizes, lanes, |part| isa.run(part));
+    tiles::product(sizes, |part| isa.run(Unpacked { part, x: &x, matrix }))
 }
 
-impl PackedPart<'_> {
+/// A part of a product of few rows.
+struct StreamPart<'a> {
+    part: Part,
+    /// `[rows, width]`.
+    x: &'a [f32],
+    matrix: &'a Stored<'a>,
+}
+
+impl StreamPart<'_> {
     /// Fills the part.
-    pub fn run(&self, isa: Isa) {
-        if !isa.run(Streams(self)) {
-            return isa.run(Unpacked(self));
-        }
+    fn run(&self, isa: Isa) {
         // Each of these is a function of its own: one of all formats would be huge.
         match self.part.rows.len() {
             1 => self.stream::<1>(isa),
@@ -50,23 +61,25 @@ impl PackedPart<'_> {
     }
 }
 
-/// Whether rows are so few, and groups such, that [`Stream`] can compute a part.
-struct Streams<'a>(&'a PackedPart<'a>);
+/// Whether rows are so few, and groups such, that [`Stream`] can compute the product.
+struct Streams<'a> {
+    rows: usize,
+    matrix: &'a Stored<'a>,
+}
 
 impl Kernel for Streams<'_> {
     type Output = bool;
 
     #[inline(always)]
     fn run<S: Simd>(self, _s: S) -> bool {
-        let Self(PackedPart { part, matrix }) = self;
-        part.rows.len() <= S::TILE_ROWS.min(4) && matrix.has_whole_vectors::<S>()
+        self.rows <= S::TILE_ROWS.min(4) && self.matrix.has_whole_vectors::<S>()
     }
 }
 
 /// Few rows, up to `R`: memory is the limit. Each stored row is read from its first code to its
 /// last and goes from registers into the sums of all rows.
 struct Stream<'a, const FOUR: bool, const ZEROS: bool, const MINS: bool, const R: usize>(
-    &'a PackedPart<'a>,
+    &'a StreamPart<'a>,
 );
 
 impl<const FOUR: bool, const ZEROS: bool, const MINS: bool, const R: usize> Kernel
@@ -103,13 +116,12 @@ impl<const FOUR: bool, const ZEROS: bool, const MINS: bool, const R: usize>
 
     #[inline(always)]
     fn stream<S: Simd, F: Format<S>, const O: usize>(&self, s: S, format: F) {
-        let PackedPart { part, matrix } = self.0;
-        let mut scratch = Scratch::new(matrix, O);
+        let StreamPart { part, x, matrix } = self.0;
+        let mut scratch = Scratch::<O>::new();
         for columns in steps(&part.columns, O) {
-            for block in steps(&(0..part.width), BLOCK) {
-                let rows =
-                    packed_rows::<S, F, O>(s, format, (matrix, &columns, &block), &mut scratch);
-                let x = part.x_pointers::<R>(part.rows.start, &block);
+            for block in steps(&(0..part.sizes.width), BLOCK) {
+                let rows = scratch.read(s, format, (matrix, &columns), &block);
+                let x = x_pointers::<f32, R>(x, part.sizes.width, &part.rows, &block);
                 let mut dot = Dot::<S, R, O> { x, sums: [[s.splat(0.0); O]; R] };
                 // SAFETY: the rows' lengths were checked where the pointers were made.
                 unsafe { walk(s, format, rows, span(matrix, &block), &mut dot) };
@@ -119,55 +131,46 @@ impl<const FOUR: bool, const ZEROS: bool, const MINS: bool, const R: usize>
     }
 }
 
-/// A block of `columns`; after the last of them, the last again.
-#[inline(always)]
-fn packed_rows<S: Simd, F: Format<S>, const O: usize>(
-    s: S,
-    format: F,
-    (matrix, columns, block): (&Stored<'_>, &Range<usize>, &Range<usize>),
-    scratch: &mut Scratch,
-) -> [PackedRow; O] {
-    let first = scratch.read(s, format, (matrix, columns.start), block, 0);
-    let mut rows = [first; O];
-    for o in 1..O {
-        let row = (columns.start + o).min(columns.end - 1);
-        rows[o] = scratch.read(s, format, (matrix, row), block, o);
-    }
-    rows
+/// A part of a product of many rows, or of groups that end within vectors.
+struct Unpacked<'a> {
+    part: Part,
+    x: &'a Tiles<f32>,
+    matrix: &'a Stored<'a>,
 }
-
-/// Many rows, or groups that end within vectors: blocks of stored rows are unpacked into a buffer
-/// `[COLUMNS, BLOCK]` that all rows of activations read.
-struct Unpacked<'a>(&'a PackedPart<'a>);
 
 impl Kernel for Unpacked<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let PackedPart { part, matrix } = self.0;
-        let mut scratch = Scratch::new(matrix, 1);
-        let mut buffer = vec![0.0; COLUMNS * BLOCK];
-        for rows in steps(&part.rows, ROW_BLOCK) {
-            let is_cached = rows.len() * part.width <= CACHED_ACTIVATIONS;
-            let pass = if is_cached { part.width } else { BLOCK };
-            for pass in steps(&(0..part.width), pass) {
-                for columns in steps(&part.columns, COLUMNS) {
-                    for block in steps(&pass, BLOCK) {
-                        let mut stored = [std::ptr::null(); COLUMNS];
-                        let buffers = buffer.chunks_exact_mut(BLOCK).zip(columns.clone());
-                        for (stored, (to, row)) in stored.iter_mut().zip(buffers) {
-                            let to = &mut to[..block.len()];
-                            *stored = to.as_ptr();
-                            let (block, scratch) = (&block, &mut scratch);
-                            Unpack { matrix, row, block, scratch, to }.unpack(s);
-                        }
-                        // SAFETY: the buffers have the block's length.
-                        unsafe { part.row_tiles::<S, f32>(s, &rows, &block, (stored, &columns)) };
-                    }
-                }
-            }
-        }
+        let Self { part, x, matrix } = self;
+        let rows = UnpackedRows { matrix, scratch: Scratch::new() };
+        panels::multiply(&part, x, Widened::<S, f32>::new(s), rows);
+    }
+}
+
+/// Packed rows that are unpacked into panels.
+struct UnpackedRows<'a> {
+    matrix: &'a Stored<'a>,
+    scratch: Scratch<1>,
+}
+
+impl<S: Simd> Fill<Widened<S, f32>> for UnpackedRows<'_> {
+    fn bytes(&self, row: usize, block: &Range<usize>) -> &[u8] {
+        codes(self.matrix, row, block)
+    }
+
+    #[inline(always)]
+    unsafe fn fill(
+        &mut self,
+        dots: Widened<S, f32>,
+        row: usize,
+        block: &Range<usize>,
+        to: *mut f32,
+    ) {
+        let unpack = Unpack { matrix: self.matrix, row, block, scratch: &mut self.scratch };
+        // SAFETY: the caller's promise.
+        unsafe { unpack.place(dots.simd(), to) };
     }
 }
 

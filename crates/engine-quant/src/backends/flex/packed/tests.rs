@@ -1,6 +1,7 @@
 use burn_flex::FlexDevice;
 use burn_tensor::TensorData;
 
+use super::super::floats;
 use super::*;
 use crate::reference;
 
@@ -90,7 +91,7 @@ fn check(matrix: &PackedMatrix, rows: &[usize], case: &str) {
         for &rows in rows {
             let x = numbers(rows * width, 1);
             let found = product(isa, &x, &stored, rows);
-            let expected = dense::product::<f32>(isa, &x, &dequantized, rows, out);
+            let expected = floats::product::<f32>(isa, &x, &dequantized, [rows, out]);
             assert_eq!(bits_of(&found), bits_of(&expected), "{} {rows} rows, {case}", isa.name());
         }
     }

@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
+use super::super::dots::Widened;
 use super::super::simd::{Isa, Kernel, Simd};
-use super::super::tiles::{BLOCK, steps};
-use super::walk::{EightBit, Format, FourBit, PackedRow, Sink, Span, walk};
-use super::{Stored, StoredZeros, WithFormat};
+use super::super::threads;
+use super::super::tiles::{COLUMNS, steps};
+use super::walk::{EightBit, Format, FourBit, GROUPS, GroupNumbers, PackedRows, Sink, Span, walk};
+use super::{BLOCK, Stored, StoredZeros, WithFormat};
 use crate::Bits;
 
 /// Numbers that one thread unpacks at a time.
@@ -23,7 +23,7 @@ pub fn rows(
     let width = matrix.spec.shape[1];
     let mut y = vec![0.0; count * width];
     let rows = (PARALLEL_NUMBERS / width).max(1);
-    y.par_chunks_mut(rows * width).enumerate().for_each(|(part, to)| {
+    threads::for_each_chunk(&mut y, rows * width, |part, to| {
         let ids: Vec<usize> = (0..to.len() / width).map(|i| row_of(part * rows + i)).collect();
         isa.run(UnpackRows { matrix, ids: &ids, to });
     });
@@ -43,72 +43,64 @@ impl Kernel for UnpackRows<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (matrix, width) = (self.matrix, self.matrix.spec.shape[1]);
-        let mut scratch = Scratch::new(matrix, 1);
+        let mut scratch = Scratch::new();
         for (&row, to) in self.ids.iter().zip(self.to.chunks_exact_mut(width)) {
             for block in steps(&(0..width), BLOCK) {
-                let (to, scratch) = (&mut to[block.clone()], &mut scratch);
-                Unpack { matrix, row, block: &block, scratch, to }.unpack(s);
+                let unpack = Unpack { matrix, row, block: &block, scratch: &mut scratch };
+                unpack.unpack(s, &mut to[block.clone()]);
             }
         }
     }
 }
 
-/// Scales, zero points and minima of blocks of rows, as `f32`: `[rows, 3, groups]`.
-pub struct Scratch {
-    values: Vec<f32>,
-    groups: usize,
-}
+/// Scales, zero points and minima of a block of `O` rows, as `f32`.
+pub struct Scratch<const O: usize>(Box<[GroupNumbers; O]>);
 
-impl Scratch {
-    /// Room for the groups of a block of so many rows.
-    pub fn new(matrix: &Stored<'_>, rows: usize) -> Self {
-        // A block that begins and ends within groups touches one more than it holds.
-        let groups = matrix.spec.groups().min(BLOCK.div_ceil(matrix.group_size) + 1);
-        Self { values: vec![0.0; rows * 3 * groups], groups }
+impl<const O: usize> Scratch<O> {
+    pub fn new() -> Self {
+        Self(Box::new([[[0.0; GROUPS]; 3]; O]))
     }
 
-    /// Reads the numbers of a block of row `row` into place `place` and says where everything is.
+    /// Reads the numbers of a block of the rows and says where everything is; after the last of
+    /// `rows`, the last again.
     #[inline(always)]
     pub fn read<S: Simd, F: Format<S>>(
         &mut self,
         s: S,
         _format: F,
-        (matrix, row): (&Stored<'_>, usize),
+        (matrix, rows): (&Stored<'_>, &Range<usize>),
         block: &Range<usize>,
-        place: usize,
-    ) -> PackedRow {
+    ) -> PackedRows<'_, O> {
         let groups = block.start / matrix.group_size..(block.end - 1) / matrix.group_size + 1;
-        let first = matrix.spec.group_of(row, groups.start * matrix.group_size);
-        let values = &mut self.values[place * 3 * self.groups..][..3 * self.groups];
-        let (scales, others) = values.split_at_mut(self.groups);
-        let (zeros, mins) = others.split_at_mut(self.groups);
         let count = groups.len();
-        matrix.scales.read(s, first, &mut scales[..count]);
-        if F::ZEROS {
-            match matrix.zeros {
-                StoredZeros::Fixed(zero) => zeros[..count].fill(zero),
-                StoredZeros::PerGroup(from) => {
-                    for (zero, &from) in zeros[..count].iter_mut().zip(&from[first..][..count]) {
-                        *zero = f32::from(from);
+        let mut starts = [std::ptr::null(); O];
+        for (o, ([scales, zeros, mins], start)) in self.0.iter_mut().zip(&mut starts).enumerate() {
+            let row = (rows.start + o).min(rows.end - 1);
+            let first = matrix.spec.group_of(row, groups.start * matrix.group_size);
+            matrix.scales.read(s, first, &mut scales[..count]);
+            if F::ZEROS {
+                match matrix.zeros {
+                    StoredZeros::Fixed(zero) => zeros[..count].fill(zero),
+                    StoredZeros::PerGroup(from) => {
+                        for (zero, &from) in zeros[..count].iter_mut().zip(&from[first..][..count])
+                        {
+                            *zero = f32::from(from);
+                        }
                     }
                 }
             }
+            if let (true, Some(from)) = (F::MINS, matrix.mins) {
+                from.read(s, first, &mut mins[..count]);
+            }
+            *start = codes(matrix, row, block).as_ptr();
         }
-        if let (true, Some(from)) = (F::MINS, matrix.mins) {
-            from.read(s, first, &mut mins[..count]);
-        }
-        PackedRow {
-            codes: codes(matrix, row, block).as_ptr(),
-            scales: scales.as_ptr(),
-            zeros: zeros.as_ptr(),
-            mins: mins.as_ptr(),
-        }
+        PackedRows { codes: starts, numbers: &self.0 }
     }
 }
 
 /// The codes of a block of a row, up to the row's padding.
 #[inline(always)]
-fn codes<'a>(matrix: &Stored<'a>, row: usize, block: &Range<usize>) -> &'a [u8] {
+pub fn codes<'a>(matrix: &Stored<'a>, row: usize, block: &Range<usize>) -> &'a [u8] {
     let row_bytes = matrix.spec.row_bytes();
     let bits = matrix.spec.bits;
     let bytes = bits.row_bytes(block.start)..bits.row_bytes(block.end);
@@ -122,35 +114,58 @@ pub fn span(matrix: &Stored<'_>, block: &Range<usize>) -> Span {
     Span { len: block.len(), first_group: group_size - block.start % group_size, group_size }
 }
 
-/// Unpacks a block of a row.
+/// A block of a row that is to be unpacked.
 pub struct Unpack<'a, 'b> {
     pub matrix: &'a Stored<'b>,
     pub row: usize,
     pub block: &'a Range<usize>,
-    pub scratch: &'a mut Scratch,
-    /// As long as the block.
-    pub to: &'a mut [f32],
+    pub scratch: &'a mut Scratch<1>,
 }
 
 impl Unpack<'_, '_> {
+    /// Unpacks it into `to`, as long as the block.
     #[inline(always)]
-    pub fn unpack<S: Simd>(self, s: S) {
-        assert_eq!(self.to.len(), self.block.len(), "unpack: room for a block");
+    pub fn unpack<S: Simd>(self, s: S, to: &mut [f32]) {
+        assert_eq!(to.len(), self.block.len(), "unpack: room for a block");
         if self.matrix.has_whole_vectors::<S>() {
-            self.matrix.with_format(s, self);
+            self.matrix.with_format(s, Walk { unpack: self, sink: Store(to.as_mut_ptr()) });
         } else {
-            unpack_odd_groups(s, self.matrix, self.row, self.block, self.to);
+            unpack_odd_groups(s, self.matrix, self.row, self.block, to);
+        }
+    }
+
+    /// Unpacks it into its place in a panel.
+    ///
+    /// # Safety
+    /// The vectors can be written from `to` on.
+    #[inline(always)]
+    pub unsafe fn place<S: Simd>(self, s: S, to: *mut f32) {
+        if self.matrix.has_whole_vectors::<S>() {
+            self.matrix.with_format(s, Walk { unpack: self, sink: Place(to) });
+        } else {
+            let mut numbers = [0.0; BLOCK];
+            let numbers = &mut numbers[..self.block.len()];
+            unpack_odd_groups(s, self.matrix, self.row, self.block, numbers);
+            let dots = Widened::<S, f32>::new(s);
+            // SAFETY: the caller's promise.
+            unsafe { dots.widen(numbers.as_ptr(), numbers.len(), to, COLUMNS) };
         }
     }
 }
 
-impl<S: Simd> WithFormat<S> for Unpack<'_, '_> {
+/// Unpacks vector by vector for a sink that has room for the block.
+struct Walk<'a, 'b, K> {
+    unpack: Unpack<'a, 'b>,
+    sink: K,
+}
+
+impl<S: Simd, K: Sink<S, 1>> WithFormat<S> for Walk<'_, '_, K> {
     #[inline(always)]
-    fn run<F: Format<S>>(self, s: S, format: F) {
-        let packed = self.scratch.read(s, format, (self.matrix, self.row), self.block, 0);
-        let mut store = Store(self.to.as_mut_ptr());
-        // SAFETY: `read` checked codes and groups, `unpack` that there is room.
-        unsafe { walk(s, format, [packed], span(self.matrix, self.block), &mut store) }
+    fn run<F: Format<S>>(mut self, s: S, format: F) {
+        let Unpack { matrix, row, block, scratch } = self.unpack;
+        let packed = scratch.read(s, format, (matrix, &(row..row + 1)), block);
+        // SAFETY: `read` checked codes and groups, and the sink has room.
+        unsafe { walk(s, format, packed, span(matrix, block), &mut self.sink) }
     }
 }
 
@@ -163,9 +178,9 @@ fn unpack_odd_groups<S: Simd>(
     block: &Range<usize>,
     to: &mut [f32],
 ) {
-    let scale = 1.0;
-    let codes = codes(matrix, row, block).as_ptr();
-    let packed = [PackedRow { codes, scales: &scale, zeros: &scale, mins: &scale }];
+    let mut numbers = [[[0.0; GROUPS]; 3]];
+    numbers[0][0][0] = 1.0;
+    let packed = PackedRows { codes: [codes(matrix, row, block).as_ptr()], numbers: &numbers };
     let span = Span { len: block.len(), first_group: block.len(), group_size: block.len() };
     let mut store = Store(to.as_mut_ptr());
     // SAFETY: `codes` checked the codes, there is one group with a scale, `to` has the length.
@@ -215,5 +230,23 @@ impl<S: Simd> Sink<S, 1> for Store {
         let lanes = super::lanes(s, weights);
         // SAFETY: as above, and `len` is less than the lanes.
         unsafe { std::ptr::copy_nonoverlapping(lanes.as_ptr(), self.0.add(column), len) }
+    }
+}
+
+/// Writes the numbers of one row into its place in a panel, where zeros fill up the last vector.
+struct Place(*mut f32);
+
+impl<S: Simd> Sink<S, 1> for Place {
+    #[inline(always)]
+    unsafe fn take(&mut self, s: S, column: usize, [weights]: [S::V; 1]) {
+        // SAFETY: the block has these columns, hence the panel has room.
+        unsafe { s.store(self.0.add(column * COLUMNS), weights) }
+    }
+
+    #[inline(always)]
+    unsafe fn take_last(&mut self, s: S, column: usize, len: usize, [weights]: [S::V; 1]) {
+        let lanes = super::lanes(s, weights);
+        // SAFETY: as above, and `len` is less than the lanes.
+        unsafe { s.store(self.0.add(column * COLUMNS), s.load_partial(lanes.as_ptr(), len)) }
     }
 }

@@ -1,16 +1,20 @@
 //! Codes become numbers in registers, and somebody takes these.
 
 use super::super::simd::Simd;
+use super::BLOCK;
 use crate::CHUNK;
 
-/// A block of a packed row: its codes and the numbers of its groups, from the first on that the
-/// block touches. Where a format has no zero points or minima, these are not read.
+/// Groups that a block touches at most, where these have whole vectors: it may begin within one.
+pub const GROUPS: usize = BLOCK / 8 + 1;
+
+/// Scales, zero points and minima of a row's groups, from the first on that a block touches.
+pub type GroupNumbers = [[f32; GROUPS]; 3];
+
+/// A block of `O` packed rows. Where a format has no zero points or minima, these are not read.
 #[derive(Clone, Copy)]
-pub struct PackedRow {
-    pub codes: *const u8,
-    pub scales: *const f32,
-    pub zeros: *const f32,
-    pub mins: *const f32,
+pub struct PackedRows<'a, const O: usize> {
+    pub codes: [*const u8; O],
+    pub numbers: &'a [GroupNumbers; O],
 }
 
 /// How codes become numbers: `(level − zero) · scale + min`.
@@ -27,16 +31,21 @@ pub trait Format<S: Simd>: Copy {
     /// Reads group `group` of a block.
     ///
     /// # Safety
-    /// It is in the row's arrays.
-    unsafe fn group(self, s: S, row: PackedRow, group: usize) -> Self::Group;
+    /// `group < GROUPS`.
+    unsafe fn group(self, s: S, numbers: &GroupNumbers, group: usize) -> Self::Group;
 
     /// Unpacks the columns from `column + vector · LANES` on, where `place` is the two and `column`
     /// is a multiple of [`CHUNK`].
     ///
     /// # Safety
-    /// The row has codes there, up to the bytes that rows are padded to.
-    unsafe fn vector(self, s: S, row: PackedRow, place: (usize, usize), group: Self::Group)
-    -> S::V;
+    /// There are codes, up to the bytes that rows are padded to.
+    unsafe fn vector(
+        self,
+        s: S,
+        codes: *const u8,
+        place: (usize, usize),
+        group: Self::Group,
+    ) -> S::V;
 }
 
 /// Codes of four bits: the levels less the format's zero, the first and the last `LANES` of 16.
@@ -49,18 +58,18 @@ impl<S: Simd, const ZEROS: bool, const MINS: bool> Format<S> for FourBit<S, ZERO
     type Group = [S::V; 2];
 
     #[inline(always)]
-    unsafe fn group(self, s: S, row: PackedRow, group: usize) -> Self::Group {
+    unsafe fn group(self, s: S, numbers: &GroupNumbers, group: usize) -> Self::Group {
         let [mut first, mut last] = self.0;
         // SAFETY: the caller vouches for the group.
         unsafe {
             if ZEROS {
-                let zero = s.splat(*row.zeros.add(group));
+                let zero = s.splat(*numbers[1].get_unchecked(group));
                 (first, last) = (s.sub(first, zero), s.sub(last, zero));
             }
-            let scale = s.splat(*row.scales.add(group));
+            let scale = s.splat(*numbers[0].get_unchecked(group));
             (first, last) = (s.mul(first, scale), s.mul(last, scale));
             if MINS {
-                let min = s.splat(*row.mins.add(group));
+                let min = s.splat(*numbers[2].get_unchecked(group));
                 (first, last) = (s.add(first, min), s.add(last, min));
             }
         }
@@ -71,12 +80,12 @@ impl<S: Simd, const ZEROS: bool, const MINS: bool> Format<S> for FourBit<S, ZERO
     unsafe fn vector(
         self,
         s: S,
-        row: PackedRow,
+        codes: *const u8,
         (column, vector): (usize, usize),
         group: Self::Group,
     ) -> S::V {
         // SAFETY: the caller vouches for the chunk.
-        unsafe { s.lookup_u4(row.codes.add(column / 2), vector, group) }
+        unsafe { s.lookup_u4(codes.add(column / 2), vector, group) }
     }
 }
 
@@ -91,12 +100,12 @@ impl<S: Simd, const ZEROS: bool, const MINS: bool> Format<S> for EightBit<S, ZER
     type Group = [S::V; 3];
 
     #[inline(always)]
-    unsafe fn group(self, s: S, row: PackedRow, group: usize) -> Self::Group {
+    unsafe fn group(self, s: S, numbers: &GroupNumbers, group: usize) -> Self::Group {
         // SAFETY: the caller vouches for the group.
         unsafe {
-            let zero = if ZEROS { s.splat(*row.zeros.add(group)) } else { self.0 };
-            let min = if MINS { s.splat(*row.mins.add(group)) } else { self.0 };
-            [zero, s.splat(*row.scales.add(group)), min]
+            let zero = if ZEROS { s.splat(*numbers[1].get_unchecked(group)) } else { self.0 };
+            let min = if MINS { s.splat(*numbers[2].get_unchecked(group)) } else { self.0 };
+            [zero, s.splat(*numbers[0].get_unchecked(group)), min]
         }
     }
 
@@ -104,12 +113,12 @@ impl<S: Simd, const ZEROS: bool, const MINS: bool> Format<S> for EightBit<S, ZER
     unsafe fn vector(
         self,
         s: S,
-        row: PackedRow,
+        codes: *const u8,
         (column, vector): (usize, usize),
         [zero, scale, min]: Self::Group,
     ) -> S::V {
         // SAFETY: the caller vouches for the codes.
-        let levels = unsafe { s.load_u8(row.codes.add(column + vector * S::LANES)) };
+        let levels = unsafe { s.load_u8(codes.add(column + vector * S::LANES)) };
         let scaled = s.mul(s.sub(levels, zero), scale);
         if MINS { s.add(scaled, min) } else { scaled }
     }
@@ -150,7 +159,7 @@ pub struct Span {
 pub unsafe fn walk<S: Simd, F: Format<S>, K: Sink<S, O>, const O: usize>(
     s: S,
     format: F,
-    rows: [PackedRow; O],
+    rows: PackedRows<'_, O>,
     span: Span,
     sink: &mut K,
 ) {
@@ -198,14 +207,14 @@ pub unsafe fn walk<S: Simd, F: Format<S>, K: Sink<S, O>, const O: usize>(
 unsafe fn groups_of<S: Simd, F: Format<S>, const O: usize>(
     s: S,
     format: F,
-    rows: [PackedRow; O],
+    rows: PackedRows<'_, O>,
     group: usize,
 ) -> [F::Group; O] {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut groups = [format.group(s, rows[0], group); O];
+        let mut groups = [format.group(s, &rows.numbers[0], group); O];
         for o in 1..O {
-            groups[o] = format.group(s, rows[o], group);
+            groups[o] = format.group(s, &rows.numbers[o], group);
         }
         groups
     }
@@ -217,14 +226,14 @@ unsafe fn groups_of<S: Simd, F: Format<S>, const O: usize>(
 unsafe fn vectors_of<S: Simd, F: Format<S>, const O: usize>(
     s: S,
     format: F,
-    rows: [PackedRow; O],
+    rows: PackedRows<'_, O>,
     place: (usize, usize),
     groups: [F::Group; O],
 ) -> [S::V; O] {
     let mut weights = [s.splat(0.0); O];
     for o in 0..O {
         // SAFETY: the caller's promise.
-        weights[o] = unsafe { format.vector(s, rows[o], place, groups[o]) };
+        weights[o] = unsafe { format.vector(s, rows.codes[o], place, groups[o]) };
     }
     weights
 }

@@ -35,6 +35,9 @@ mod x86_avx512;
 pub(crate) use dot::sum_tile;
 pub use dot::{dot, dot_tile};
 pub use stored::StoredFloat;
+pub(crate) use stored::widen_into;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86_avx512::Avx512;
 
 use std::sync::LazyLock;
 
@@ -78,10 +81,7 @@ impl Isa {
         let mut sets = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vl")
-            {
+            if Avx512::is_available() {
                 sets.push(Self(Set::Avx512));
             }
             if is_x86_feature_detected!("avx2")

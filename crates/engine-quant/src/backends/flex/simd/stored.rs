@@ -67,3 +67,17 @@ impl StoredFloat for bf16 {
         unsafe { s.load_bf16(from) }
     }
 }
+
+/// Widens `from` into `to`, of the same length.
+#[inline(always)]
+pub(crate) fn widen_into<S: Simd, W: StoredFloat>(s: S, from: &[W], to: &mut [f32]) {
+    let chunks = to.chunks_exact_mut(S::LANES).zip(from.chunks_exact(S::LANES));
+    for (to, from) in chunks {
+        // SAFETY: both chunks hold `LANES` elements.
+        unsafe { s.store(to.as_mut_ptr(), W::load(s, from.as_ptr())) };
+    }
+    let whole = from.len() - from.len() % S::LANES;
+    for (to, &from) in to[whole..].iter_mut().zip(&from[whole..]) {
+        *to = from.elem();
+    }
+}

@@ -8,6 +8,22 @@ use super::{Kernel, Simd};
 #[derive(Clone, Copy)]
 pub struct Avx512(());
 
+impl Avx512 {
+    /// Whether this CPU has the instructions.
+    pub fn is_available() -> bool {
+        is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+    }
+
+    /// # Safety
+    /// The CPU has the features that [`run`] names, and the caller is compiled with them.
+    #[inline(always)]
+    pub unsafe fn detected() -> Self {
+        Self(())
+    }
+}
+
 /// Compiles the kernel with AVX-512.
 ///
 /// # Safety
