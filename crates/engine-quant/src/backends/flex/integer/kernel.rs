@@ -24,14 +24,13 @@ pub struct TilePointers<const O: usize> {
 }
 
 impl<const O: usize> TilePointers<O> {
-    /// Codes and places of the vectors from `first` on; after the last one, the last again.
+    /// Codes and places of these vectors; instead of those after the last one, of the last.
     #[inline(always)]
-    pub fn of_vectors<S: Integers>(stored: &Stored<'_>, first: usize) -> Self {
-        let vectors = num_vectors::<S>(stored);
+    pub fn of_vectors<S: Integers>(stored: &Stored<'_>, numbers: [usize; O]) -> Self {
         let block_bytes = stored.block_bytes();
         let (mut codes, mut places) = ([std::ptr::null(); O], [0; O]);
         for o in 0..O {
-            let row = (first + o).min(vectors - 1) * S::LANES;
+            let row = numbers[o] * S::LANES;
             let (block, lane) = (row / BLOCK_ROWS, row % BLOCK_ROWS);
             codes[o] = stored.codes[block * block_bytes + lane * STEP..].as_ptr();
             places[o] = block * stored.spec.groups() * BLOCK_ROWS + lane;

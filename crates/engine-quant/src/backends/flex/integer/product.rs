@@ -5,7 +5,7 @@ use super::super::threads;
 use super::activations::{Rounded, RoundedTile, SegmentNumbers, TokenTile, token_tiles};
 use super::isa::{Integers, Isa, Kernel};
 use super::kernel::{TilePointers, add_tile, num_vectors};
-use super::layout::Stored;
+use super::layout::{BLOCK_ROWS, Stored};
 use super::segments::{Segment, num_steps, vector_steps};
 
 /// Multiplications below which waking other threads costs more than they save.
@@ -191,16 +191,26 @@ impl<const D: usize> Part<'_, D> {
         let tokens = last.first + last.len - first.first;
         let token_sums = O * S::LANES;
         let mut sums = Sums([0.0; MAX_SUMS]);
-        let mut vector = self.vectors.start;
-        while vector < self.vectors.end {
+        for group in 0..self.vectors.len().div_ceil(O) {
             let sums = &mut sums.0[..tokens * token_sums];
             sums.fill(0.0);
-            let mut at = TilePointers::<O>::of_vectors::<S>(self.stored, vector);
-            at.ahead = AHEAD;
+            let vectors = self.vectors_of_group::<S, O>(group);
+            let mut at = TilePointers::<O>::of_vectors::<S>(
+                self.stored,
+                vectors.map(|vector| vector.min(self.vectors.end - 1)),
+            );
             let mut segment = 0;
             while segment < self.stored.segments.len() {
                 let end = self.segments_end::<S, O>(segment);
-                for tile in self.tiles {
+                for (i, tile) in self.tiles.iter().enumerate() {
+                    at.ahead = if self.tiles.len() == 1 {
+                        AHEAD
+                    } else if i + 1 == self.tiles.len() {
+                        // The codes that the next round will read.
+                        CODE_BYTES / O
+                    } else {
+                        0
+                    };
                     // SAFETY: the buffers hold all tokens; `sums` those of this part.
                     unsafe {
                         let (digits, numbers) = self.tile_start(tile);
@@ -211,9 +221,22 @@ impl<const D: usize> Part<'_, D> {
                 }
                 segment = end;
             }
-            self.store::<S, O>(s, vector, first.first, sums);
-            vector += O;
+            self.store::<S, O>(s, vectors, first.first, sums);
         }
+    }
+
+    /// Vectors that are multiplied side by side: the halves of a block where vectors are half as
+    /// long, otherwise blocks far apart, so that each of `O` streams of codes goes on and on. Some
+    /// may lie beyond the last.
+    #[inline(always)]
+    fn vectors_of_group<S: Integers, const O: usize>(&self, group: usize) -> [usize; O] {
+        let groups = self.vectors.len().div_ceil(O);
+        let mut vectors = [0; O];
+        for (o, vector) in vectors.iter_mut().enumerate() {
+            let place = if S::LANES < BLOCK_ROWS { group * O + o } else { o * groups + group };
+            *vector = self.vectors.start + place;
+        }
+        vectors
     }
 
     /// The end of the segments from `first` on whose codes stay in the first-level cache.
@@ -243,23 +266,29 @@ impl<const D: usize> Part<'_, D> {
 
     /// Writes the sums of all tokens, `[tokens, O, LANES]`.
     #[inline(always)]
-    fn store<S: Integers, const O: usize>(&self, s: S, vector: usize, token: usize, sums: &[f32]) {
+    fn store<S: Integers, const O: usize>(
+        &self,
+        s: S,
+        vectors: [usize; O],
+        token: usize,
+        sums: &[f32],
+    ) {
         let out = self.stored.spec.shape[0];
-        let vectors = O.min(self.vectors.end - vector);
-        let row = vector * S::LANES;
-        let rows = (vectors * S::LANES).min(out.saturating_sub(row));
-        for (i, sums) in sums.chunks_exact(O * S::LANES).enumerate() {
-            // SAFETY: these rows of these tokens belong to this part alone.
-            let y = unsafe { self.y.slice((token + i) * out + row, rows) };
-            if rows < O * S::LANES {
-                y.copy_from_slice(&sums[..rows]);
+        for (o, vector) in vectors.into_iter().enumerate() {
+            let row = vector * S::LANES;
+            if vector >= self.vectors.end || row >= out {
                 continue;
             }
-            for o in 0..O {
-                // SAFETY: both hold `O` vectors.
-                unsafe {
-                    let sums = s.load_f32(sums.as_ptr().add(o * S::LANES));
-                    s.store(y.as_mut_ptr().add(o * S::LANES), sums);
+            let rows = S::LANES.min(out - row);
+            for (i, sums) in sums.chunks_exact(O * S::LANES).enumerate() {
+                let sums = &sums[o * S::LANES..][..S::LANES];
+                // SAFETY: these rows of these tokens belong to this part alone.
+                let y = unsafe { self.y.slice((token + i) * out + row, rows) };
+                if rows == S::LANES {
+                    // SAFETY: both hold a vector.
+                    unsafe { s.store(y.as_mut_ptr(), s.load_f32(sums.as_ptr())) };
+                } else {
+                    y.copy_from_slice(&sums[..rows]);
                 }
             }
         }
