@@ -157,9 +157,10 @@ impl Machine {
 /// The type of arithmetic of a product, and how many of its multiply-adds make one of the product's.
 fn arithmetic_of(work: &MultiplyAdds) -> (&'static str, f64) {
     match (work.activations, work.format.as_str()) {
-        (Activations::F32, _) | (_, "f32" | "f16") => ("f32", 1.0),
+        (Activations::F32, _) | (Activations::Bits24, "bf16") | (_, "f32" | "f16") => ("f32", 1.0),
         (_, "bf16") => ("bf16", 1.0),
-        // A number of 16 bits is two of 8.
+        // A number of 16 bits is two of 8, one of 24 three.
+        (Activations::Bits24, _) => ("int8", 3.0),
         (Activations::Bits16, _) => ("int8", 2.0),
         (Activations::Bits8, _) => ("int8", 1.0),
     }

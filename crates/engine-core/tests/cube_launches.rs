@@ -109,7 +109,8 @@ fn a_decode_step_has_few_launches() {
     // Products of queries, keys and values, of attention's output, of gates and values, and of the
     // MLP's output, with all norms, sums and gates; rotation with the write into the cache; attention.
     let per_layer = 6;
-    // The ids out of the step's upload, their rows of the embedding, the head, the choice.
+    // The ids out of the step's upload (where they do not lie as a kernel can read them), their rows
+    // of the embedding, the head, the choice.
     let per_step = 4;
     for scheme in ["none", "int8", "int4"] {
         let model = load_scheme("stories260K", scheme, &device);
@@ -118,9 +119,15 @@ fn a_decode_step_has_few_launches() {
         {
             let launches = decode(&model, sequences, position, &mut log);
             let split = usize::from(position >= PARTITION);
-            let expected = layers * (per_layer + split) + per_step;
+            let most = layers * (per_layer + split) + per_step;
             let case = format!("{scheme}, {sequences} sequences at {position}");
-            assert_eq!(launches.len(), expected, "{case}: {}", launches.join("\n"));
+            let least = most - 1;
+            assert!(
+                (least..=most).contains(&launches.len()),
+                "{} launches of {case}: {}",
+                launches.len(),
+                launches.join("\n")
+            );
         }
     }
 }

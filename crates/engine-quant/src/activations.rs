@@ -8,16 +8,23 @@ use std::{fmt, str::FromStr};
 /// | | weights in few bits | `bf16` weights | other weights |
 /// |---|---|---|---|
 /// | [`F32`](Self::F32) | `f32` | `f32` | `f32` |
-/// | [`Bits16`](Self::Bits16) | 16-bit integers, one scale for a few columns | `bf16` | `f32` |
+/// | [`Bits24`](Self::Bits24) | 24-bit integers, one scale for a few columns | `f32` | `f32` |
+/// | [`Bits16`](Self::Bits16) | 16-bit integers, likewise | `bf16` | `f32` |
 /// | [`Bits8`](Self::Bits8) | 8-bit integers, likewise | `bf16` | `f32` |
 ///
 /// A backend without kernels for the narrower types computes with `f32`, and says so in
 /// [`WeightMatrix::activations`](crate::WeightMatrix::activations).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+///
+/// With 24 bits an activation is off by at most 2⁻²³ of the largest one beside it and sums are exact
+/// but for one rounding for each few columns, so results are as near to the exact ones as those of
+/// `f32`, which rounds every product and every sum. They are what a model is loaded with where the
+/// CPU multiplies integers faster than floats; see [`QuantOps::exact`](crate::QuantOps::exact).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Activations {
     /// As they are.
-    #[default]
     F32,
+    /// 24 bits where the weights are in few bits, otherwise as they are.
+    Bits24,
     /// 16 bits.
     Bits16,
     /// 8 bits where the weights are in few bits.
@@ -26,13 +33,14 @@ pub enum Activations {
 
 impl Activations {
     /// All of them, the most exact first.
-    pub const ALL: [Self; 3] = [Self::F32, Self::Bits16, Self::Bits8];
+    pub const ALL: [Self; 4] = [Self::F32, Self::Bits24, Self::Bits16, Self::Bits8];
 }
 
 impl fmt::Display for Activations {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::F32 => "f32",
+            Self::Bits24 => "24bit",
             Self::Bits16 => "16bit",
             Self::Bits8 => "8bit",
         })
@@ -46,6 +54,6 @@ impl FromStr for Activations {
         Self::ALL
             .into_iter()
             .find(|activations| activations.to_string() == text)
-            .ok_or_else(|| format!("activations are f32, 16bit or 8bit, not `{text}`"))
+            .ok_or_else(|| format!("activations are f32, 24bit, 16bit or 8bit, not `{text}`"))
     }
 }

@@ -11,6 +11,11 @@ use crate::{Activations, Fused, PackedMatrix, PackedTensors, reference};
 /// A stored tensor is opaque to everybody but the methods of this trait: on some GPUs it holds a
 /// 16-bit type that the backend itself cannot compute with.
 pub trait QuantOps: Backend {
+    /// The fastest of those [`Activations`] that lose nothing against `f32` here.
+    fn exact() -> Activations {
+        Activations::F32
+    }
+
     /// Uploads a matrix `[out, in]` of `f32`, `f16` or `bf16`, keeping its type where
     /// [`QuantOps::dense_linear`] can read it and widening it to `f32` where not.
     fn dense_upload(data: TensorData, device: &Self::Device) -> Tensor<Self, 2> {

@@ -234,8 +234,8 @@ impl fmt::Display for Scheme {
 /// counts. A pattern is a part of the matrix' name between dots, such as `v_proj`, `layers.3` or
 /// `layers.0.mlp`; `first` and `last` are the first and the last layer, `embeddings` stands for
 /// `embed_tokens` and `lm_head`. Embeddings and head stay as they are unless a rule names them.
-/// `activations=f32`, `16bit` or `8bit` is no rule but says what products round activations to, all
-/// over the model; see [`Activations`].
+/// `activations=f32`, `24bit`, `16bit` or `8bit` is no rule but says what products round activations
+/// to, all over the model; see [`Activations`].
 ///
 /// ```
 /// use engine_quant::{Scheme, SchemePlan};
@@ -247,29 +247,29 @@ impl fmt::Display for Scheme {
 /// assert_eq!(scheme("lm_head"), "int8");
 ///
 /// let plan: SchemePlan = "int8+activations=16bit".parse()?;
-/// assert_eq!(plan.activations(), engine_quant::Activations::Bits16);
+/// assert_eq!(plan.activations(), Some(engine_quant::Activations::Bits16));
 /// # Ok::<(), engine_quant::SchemeError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SchemePlan {
     default: Scheme,
     rules: Vec<(String, Scheme)>,
-    activations: Activations,
+    activations: Option<Activations>,
 }
 
 impl SchemePlan {
     /// A plan without rules.
     pub fn new(default: Scheme) -> Self {
-        Self { default, rules: Vec::new(), activations: Activations::default() }
+        Self { default, rules: Vec::new(), activations: None }
     }
 
     /// The same plan with products that round activations to this.
     pub fn with_activations(self, activations: Activations) -> Self {
-        Self { activations, ..self }
+        Self { activations: Some(activations), ..self }
     }
 
-    /// What products round activations to.
-    pub fn activations(&self) -> Activations {
+    /// What products round activations to; by default what loses nothing and is fastest.
+    pub fn activations(&self) -> Option<Activations> {
         self.activations
     }
 
@@ -342,7 +342,7 @@ impl FromStr for SchemePlan {
             };
             if pattern == "activations" {
                 let error = |problem| SchemeError { scheme: text.to_owned(), problem };
-                plan.activations = scheme.parse().map_err(error)?;
+                plan.activations = Some(scheme.parse().map_err(error)?);
             } else {
                 plan.rules.push((pattern.to_owned(), scheme.parse()?));
             }
@@ -355,9 +355,9 @@ impl fmt::Display for SchemePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.default.fmt(f)?;
         self.rules.iter().try_for_each(|(pattern, scheme)| write!(f, "+{pattern}={scheme}"))?;
-        if self.activations == Activations::default() {
-            return Ok(());
+        match self.activations {
+            Some(activations) => write!(f, "+activations={activations}"),
+            None => Ok(()),
         }
-        write!(f, "+activations={}", self.activations)
     }
 }

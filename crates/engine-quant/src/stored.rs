@@ -196,7 +196,7 @@ impl<B: Backend> WeightMatrix<B> for Stacked<B> {
         Activations::ALL
             .into_iter()
             .find(|one| parts().any(|part| part == *one))
-            .unwrap_or_default()
+            .unwrap_or(Activations::F32)
     }
 
     fn dequantize(&self) -> Tensor<B, 2> {

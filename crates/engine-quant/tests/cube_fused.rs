@@ -47,8 +47,11 @@ fn gate(x: f64, function: GateFunction) -> f64 {
     }
 }
 
-/// By its series, for small `x`.
+/// By its series; beyond 4.5 it is within 2e-10 of ±1.
 fn erf(x: f64) -> f64 {
+    if x.abs() > 4.5 {
+        return x.signum();
+    }
     let (mut term, mut sum) = (x, x);
     for n in 1..200 {
         term *= -x * x / f64::from(n);

@@ -14,7 +14,16 @@ use half::f16;
 const SHAPES: [[usize; 2]; 8] =
     [[1, 1], [3, 7], [64, 172], [131, 64], [9, 200], [40, 256], [7, 2048], [6, 4101]];
 
-const NARROW: [Activations; 2] = [Activations::Bits16, Activations::Bits8];
+const NARROW: [Activations; 3] = [Activations::Bits24, Activations::Bits16, Activations::Bits8];
+
+/// The largest integer that an activation becomes.
+fn largest_integer(activations: Activations) -> f64 {
+    match activations {
+        Activations::Bits24 => 4_128_768.0,
+        Activations::Bits16 => 32512.0,
+        _ => 127.0,
+    }
+}
 
 /// Numbers in −1 .. 1 that have no pattern.
 fn numbers(len: usize, seed: usize) -> Vec<f32> {
@@ -91,7 +100,7 @@ fn check_error(matrix: &PackedMatrix, x: &[f32], y: &[f32], activations: Activat
     let [out, width] = matrix.spec.shape;
     let weights = matrix.dequantize();
     let group = if matrix.spec.per_tensor { width } else { matrix.spec.group_size.min(width) };
-    let largest_integer = if activations == Activations::Bits16 { 32512.0 } else { 127.0 };
+    let largest_integer = largest_integer(activations);
     // Segments are within groups, so half a unit of a group is an upper bound.
     let half_unit = |x: &[f32], column: usize| {
         let packed = |k: usize| match &matrix.column_order {
@@ -219,7 +228,8 @@ fn whole_numbers_are_exact() {
     // Up to 127 in eight bits and 32512 in sixteen, the largest among them: units are powers of two
     // times the largest integer, so nothing is rounded.
     let shape @ [out, width] = [20, 96];
-    for (activations, largest) in [(Activations::Bits8, 127), (Activations::Bits16, 32512)] {
+    for activations in [Activations::Bits8, Activations::Bits16] {
+        let largest = largest_integer(activations) as i32;
         let mut matrix = quantized(shape, Grid::Int8);
         matrix.scales = GroupValues::F32(vec![0.25; out]);
         let packed = upload(matrix.clone(), activations);

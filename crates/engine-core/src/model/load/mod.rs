@@ -161,7 +161,7 @@ impl<B: ModelBackend> Loader<'_, B> {
     fn matrix(&mut self, matrix: &MatrixParts) -> Result<Box<dyn WeightMatrix<B>>, LoadError> {
         let (rows, num_bytes) = self.reader.read(matrix)?;
         self.report(num_bytes);
-        matrix::upload(rows, self.reader.plan.activations(), self.device)
+        matrix::upload(rows, self.reader.plan.activations().unwrap_or_else(B::exact), self.device)
     }
 
     /// A norm's weight, `[len]`; Gemma stores its difference from one.

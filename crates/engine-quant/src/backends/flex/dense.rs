@@ -19,7 +19,10 @@ pub fn aligned(data: TensorData) -> TensorData {
 /// What products with `weight` round activations to.
 pub fn activations(weight: &FlexTensor, wanted: Activations) -> Activations {
     let rounds = weight.dtype() == DType::BF16 && floats::multiplies_bf16();
-    if rounds && wanted != Activations::F32 { Activations::Bits16 } else { Activations::F32 }
+    match wanted {
+        Activations::Bits16 | Activations::Bits8 if rounds => Activations::Bits16,
+        _ => Activations::F32,
+    }
 }
 
 /// `x [rows, in]`, `weight [out, in]`, result `[rows, out]`.

@@ -17,6 +17,10 @@ use burn_tensor::{Bytes, DType, Element, Int, Shape, Tensor, TensorData, TensorP
 use crate::{Activations, PackedMatrix, PackedTensors, QuantOps};
 
 impl QuantOps for Flex {
+    fn exact() -> Activations {
+        if integer::is_faster() { Activations::Bits24 } else { Activations::F32 }
+    }
+
     fn dense_upload(data: TensorData, _device: &Self::Device) -> Tensor<Self, 2> {
         float_tensor(FlexTensor::from_data(dense::aligned(data)))
     }

@@ -10,9 +10,13 @@ pub struct SegmentNumbers {
     pub scale: f32,
     /// −zero · sum where all groups share the code of zero, otherwise 0.
     pub bias: i32,
-    /// Sum of the integers.
+    /// Sum of the integers without their third digits.
     pub sum: i32,
-    /// scale · sum.
+    /// −zero · top_sum, as for the sum.
+    pub top_bias: i32,
+    /// Sum of the third digits.
+    pub top_sum: i32,
+    /// scale · sum of the integers.
     pub total: f32,
 }
 
@@ -77,10 +81,18 @@ impl RoundedTile<'_> {
         for (segment, numbers) in stored.segments.iter().zip(tokens) {
             let x = &x[segment.start..][..segment.len];
             let scale = unit::<D>(x);
-            let mut bytes = [[[0; STEP]; MAX_COLUMNS / STEP]; 2];
-            let sum = round_segment(x, scale, &mut bytes);
-            numbers[token] =
-                SegmentNumbers { scale, bias: -zero * sum, sum, total: scale * sum as f32 };
+            let mut bytes = [[[0; STEP]; MAX_COLUMNS / STEP]; 3];
+            let [sum, top_sum] = round_segment::<D>(x, scale, &mut bytes);
+            // At most 256 integers below 2²², so there is room.
+            let whole = top_sum * TOP + sum;
+            numbers[token] = SegmentNumbers {
+                scale,
+                bias: -zero * sum,
+                sum,
+                top_bias: -zero * top_sum,
+                top_sum,
+                total: scale * whole as f32,
+            };
             let digits = &mut self.digits[segment.first_step * stride + token * D..];
             for step in 0..segment.steps {
                 for d in 0..D {
@@ -90,6 +102,9 @@ impl RoundedTile<'_> {
         }
     }
 }
+
+/// Value of the third digit.
+pub const TOP: i32 = 65536;
 
 /// Numbers that are rounded at a time.
 const LANES: usize = 16;
@@ -104,7 +119,7 @@ fn vectors(x: &[f32]) -> impl Iterator<Item = [f32; LANES]> {
 }
 
 /// The largest magnitude in units of the largest integer: 32512 = 127 · 256 where there are two
-/// digits. Zero where that is subnormal, NaN where a number is not finite.
+/// digits, 4128768 = 63 · 65536 where there are three. Zero where that is subnormal, NaN where a number is not finite.
 #[inline(always)]
 fn unit<const D: usize>(x: &[f32]) -> f32 {
     // Magnitudes of floats are ordered as their bits, the infinities and NaNs last.
@@ -118,32 +133,43 @@ fn unit<const D: usize>(x: &[f32]) -> f32 {
     if !largest.is_finite() {
         return f32::NAN;
     }
-    let unit = largest / if D == 2 { 32512.0 } else { 127.0 };
+    let unit = largest / [127.0, 32512.0, 4_128_768.0][D - 1];
     if unit < f32::MIN_POSITIVE { 0.0 } else { unit }
 }
 
-/// The digits of `x / scale` rounded to the nearest integers, ties to even; the integers' sum.
+/// The digits of `x / scale` rounded to the nearest integers, ties to even; the sum of the integers
+/// without their third digits, and of those.
 #[inline(always)]
-fn round_segment(
+fn round_segment<const D: usize>(
     x: &[f32],
     scale: f32,
-    [low, high]: &mut [[[u8; STEP]; MAX_COLUMNS / STEP]; 2],
-) -> i32 {
+    [low, high, top]: &mut [[[u8; STEP]; MAX_COLUMNS / STEP]; 3],
+) -> [i32; 2] {
     if scale.is_nan() || scale == 0.0 {
-        return 0;
+        return [0; 2];
     }
-    // Beyond 2²³ a float has no room for fractions: adding 1.5 · 2²³ rounds.
+    // Beyond 2²³ a float has no room for fractions: adding 1.5 · 2²³ rounds magnitudes up to 2²².
     const SHIFT: f32 = 12_582_912.0;
     let low = low.as_flattened_mut().as_chunks_mut::<LANES>().0;
     let high = high.as_flattened_mut().as_chunks_mut::<LANES>().0;
-    let mut sums = [0_i32; LANES];
-    for ((x, low), high) in vectors(x).zip(low).zip(high) {
+    let top = top.as_flattened_mut().as_chunks_mut::<LANES>().0;
+    let (mut sums, mut top_sums) = ([0_i32; LANES], [0_i32; LANES]);
+    for (((x, low), high), top) in vectors(x).zip(low).zip(high).zip(top) {
         let integers = x.map(|x| (x / scale + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32);
         *low = integers.map(|q| q as u8);
         *high = integers.map(|q| ((q + 128) >> 8) as u8);
         for (sum, q) in sums.iter_mut().zip(integers) {
             *sum += q;
         }
+        if D == 3 {
+            // What rounding `q / 65536` leaves are two signed digits.
+            let tops = integers.map(|q| (((q + 128) >> 8) + 128) >> 8);
+            *top = tops.map(|q| q as u8);
+            for (sum, q) in top_sums.iter_mut().zip(tops) {
+                *sum += q;
+            }
+        }
     }
-    sums.into_iter().sum()
+    let top_sum = top_sums.into_iter().sum();
+    [sums.into_iter().sum::<i32>() - top_sum * TOP, top_sum]
 }

@@ -1,7 +1,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::activations::SegmentNumbers;
+use super::activations::{SegmentNumbers, TOP};
 use super::isa::{Integers, Kernel};
 use super::layout::{BLOCK_ROWS, LINE, Numbers, Stored, StoredZeros};
 use super::segments::{STEP, vector_steps};
@@ -38,6 +38,11 @@ impl<const O: usize> TilePointers<O> {
         let (digits, numbers) = (std::ptr::null(), std::ptr::null());
         Self { codes, places, digits, numbers, sums: std::ptr::null_mut(), ahead: 0 }
     }
+}
+
+/// Tokens of the largest tile.
+pub const fn tile_rows<S: Integers, const D: usize>() -> usize {
+    if D > S::ROWS { 1 } else { S::ROWS / D }
 }
 
 /// Vectors of rows, those of the last block's padding included.
@@ -81,7 +86,7 @@ unsafe fn by_format<S: Integers, const D: usize, const T: usize, const O: usize>
     at: &TilePointers<O>,
 ) {
     // Larger tiles never come, and are not compiled.
-    if T * D > S::ROWS {
+    if T > tile_rows::<S, D>() {
         return;
     }
     let at = (stored, range, at);
@@ -156,6 +161,9 @@ unsafe fn tile<S: Integers, F: Format, const D: usize, const T: usize, const O: 
             let mut sums = [[[s.splat(0); O]; D]; T];
             for t in 0..T {
                 sums[t][0] = [s.splat((*numbers.add(t)).bias); O];
+                if D == 3 {
+                    sums[t][D - 1] = [s.splat((*numbers.add(t)).top_bias); O];
+                }
             }
             let mut digits = at.digits.add(segment.first_step * T * D);
             let first = segment.first_step / line_steps;
@@ -244,13 +252,21 @@ unsafe fn end_segment<S: Integers, F: Format, const D: usize, const T: usize, co
         let (numbers, to) = unsafe { (*numbers.add(t), at.sums.add(t * O * S::LANES)) };
         for o in 0..O {
             let mut sum = sums[t][0][o];
-            if D == 2 {
-                sum = s.join(sums[t][D - 1][o], sum);
+            if D > 1 {
+                sum = s.join(sums[t][1 % D][o], sum);
             }
             if !F::PLAIN {
                 sum = s.sub_product(sum, zeros[o], s.splat(numbers.sum));
             }
-            let value = s.mul(s.splat_f32(numbers.scale), s.to_f32(sum));
+            let mut sum = s.to_f32(sum);
+            if D == 3 {
+                let mut top = sums[t][D - 1][o];
+                if !F::PLAIN {
+                    top = s.sub_product(top, zeros[o], s.splat(numbers.top_sum));
+                }
+                sum = s.mul_add(s.splat_f32(TOP as f32), s.to_f32(top), sum);
+            }
+            let value = s.mul(s.splat_f32(numbers.scale), sum);
             // SAFETY: as above.
             unsafe {
                 let to = to.add(o * S::LANES);

@@ -2,11 +2,12 @@
 //!
 //! # Arithmetic
 //! Columns are cut into [segments](segments): groups of up to 256 columns, longer ones in parts of
-//! 256. In each segment a token's activations become integers `q` of one or two digits:
+//! 256. In each segment a token's activations become integers `q` of one, two or three digits:
 //!
-//! * `a = max|x| / 127` or `max|x| / 32512`, in `f32`; `q = x / a`, rounded to the nearest integer,
-//!   ties to even. Two digits are signed bytes, `q = 256 · high + low`.
-//! * `d = Σ (code − zero) · q`, exact in 32 bits.
+//! * `a = max|x| / 127`, `max|x| / 32512` or `max|x| / 4128768`, in `f32`; `q = x / a`, rounded to the
+//!   nearest integer, ties to even. Digits are signed bytes, `q = 65536 · top + 256 · high + low`.
+//! * `d = Σ (code − zero) · q`, exact in 32 bits for up to two digits. With three the sums of the top
+//!   digit and of the rest are exact in 32 bits each, and `d` is made of them in `f32`.
 //! * `y ← scale · (a · d) + y` for one segment after the other, the outer product and sum rounded
 //!   once; where there are minima, `y ← min · (a · Σq) + y` follows.
 //!
@@ -43,7 +44,12 @@ pub fn supports(spec: &PackedSpec) -> bool {
     spec.levels == Levels::Steps
 }
 
-/// Lays a matrix out for activations of 16 or 8 bits.
+/// Whether this CPU multiplies three digits faster than `f32`.
+pub fn is_faster() -> bool {
+    Isa::best().has_dot_products()
+}
+
+/// Lays a matrix out for activations of 24, 16 or 8 bits.
 pub fn upload(matrix: &PackedMatrix, activations: Activations) -> PackedTensors<Flex> {
     let spec = &matrix.spec;
     let (fixed_zero, zeros) = match &matrix.zeros {
@@ -85,7 +91,8 @@ pub fn linear(x: &FlexTensor, weight: &PackedTensors<Flex>) -> FlexTensor {
     let (isa, x, stored) = (Isa::best(), slice::<f32>(x), tensors.stored());
     let y = match weight.activations {
         Activations::Bits8 => product::product::<1>(isa, x, &stored, shape[0]),
-        _ => product::product::<2>(isa, x, &stored, shape[0]),
+        Activations::Bits16 => product::product::<2>(isa, x, &stored, shape[0]),
+        Activations::Bits24 | Activations::F32 => product::product::<3>(isa, x, &stored, shape[0]),
     };
     tensor(y, shape)
 }

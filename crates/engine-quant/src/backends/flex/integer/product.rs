@@ -4,7 +4,7 @@ use std::ops::Range;
 use super::super::threads;
 use super::activations::{Rounded, RoundedTile, SegmentNumbers, TokenTile, token_tiles};
 use super::isa::{Integers, Isa, Kernel};
-use super::kernel::{TilePointers, add_tile, num_vectors};
+use super::kernel::{TilePointers, add_tile, num_vectors, tile_rows};
 use super::layout::{BLOCK_ROWS, Stored};
 use super::segments::{Segment, num_steps, vector_steps};
 
@@ -87,7 +87,7 @@ impl<const D: usize> Kernel for Product<'_, D> {
     fn run<S: Integers>(self, _s: S) {
         let Self { x, stored, tokens, rounded, y, isa } = self;
         let [out, width] = stored.spec.shape;
-        let tiles: Vec<TokenTile> = token_tiles(tokens, S::ROWS / D).collect();
+        let tiles: Vec<TokenTile> = token_tiles(tokens, tile_rows::<S, D>()).collect();
         let digits = SharedMut(rounded.digits.as_mut_ptr());
         let numbers = SharedMut(rounded.numbers.as_mut_ptr());
         let round = |tile: usize| {
@@ -122,7 +122,7 @@ impl<const D: usize> Kernel for Product<'_, D> {
 
 /// Tiles of tokens that share a pass over the codes.
 fn block_tiles<S: Integers, const D: usize>(stored: &Stored<'_>) -> usize {
-    let tile = S::ROWS / D;
+    let tile = tile_rows::<S, D>();
     let tile_bytes = tile * D * num_steps(&stored.segments) * size_of::<u32>();
     let tile_sums = tile * S::VECTORS * S::LANES;
     (TOKEN_BLOCK_BYTES / tile_bytes).min(MAX_SUMS / tile_sums).max(1)

@@ -1,7 +1,7 @@
 use crate::{Bits, PackedSpec};
 
-/// Columns of the longest segment: sums of so many products of codes and 16-bit integers stay
-/// below 2³¹.
+/// Columns of the longest segment: sums of so many products of codes and 16-bit integers, or
+/// of two digits, stay below 2³¹.
 pub const MAX_COLUMNS: usize = 256;
 
 /// Columns of a step: the bytes that one lane of 32 bits multiplies.

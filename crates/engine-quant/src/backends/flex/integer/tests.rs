@@ -83,7 +83,7 @@ fn plain_product<const D: usize>(matrix: &PackedMatrix, x: &[f32]) -> Vec<f32> {
             let group_end = (start / group_size + 1) * group_size;
             let segment = start..width.min(group_end).min(start + 256);
             let largest = x[segment.clone()].iter().fold(0.0_f32, |max, x| max.max(x.abs()));
-            let a = largest / if D == 1 { 127.0 } else { 32512.0 };
+            let a = largest / [127.0, 32512.0, 4_128_768.0][D - 1];
             let round = |x: f32| if a == 0.0 { 0 } else { (x / a).round_ties_even() as i64 };
             let q: Vec<i64> = x[segment.clone()].iter().copied().map(round).collect();
             let sum: i64 = q.iter().sum();
@@ -94,10 +94,16 @@ fn plain_product<const D: usize>(matrix: &PackedMatrix, x: &[f32]) -> Vec<f32> {
                     Zeros::PerGroup(zeros) => i64::from(zeros[group]),
                 };
                 let codes = &codes[row][segment.clone()];
-                let d: i64 =
-                    q.iter().zip(codes).map(|(q, &code)| q * (i64::from(code) - zero)).sum();
-                assert!(d.abs() < 1 << 31, "sums of a segment fit into 32 bits");
-                *y = matrix.scales.get(group).mul_add(a * d as f32, *y);
+                let sum_of = |digits: &dyn Fn(i64) -> i64| {
+                    let products = q.iter().zip(codes);
+                    let d: i64 =
+                        products.map(|(&q, &code)| digits(q) * (i64::from(code) - zero)).sum();
+                    assert!(d.abs() < 1 << 31, "sums of a segment fit into 32 bits");
+                    d as f32
+                };
+                let top = |q: i64| if D == 3 { (((q + 128) >> 8) + 128) >> 8 } else { 0 };
+                let d = 65536_f32.mul_add(sum_of(&top), sum_of(&|q| q - 65536 * top(q)));
+                *y = matrix.scales.get(group).mul_add(a * d, *y);
                 if let Some(mins) = &matrix.mins {
                     *y = mins.get(group).mul_add(a * sum as f32, *y);
                 }
@@ -128,11 +134,14 @@ fn check(matrix: &PackedMatrix, rows: &[usize], case: &str) {
     for &rows in rows {
         let x = numbers(rows * width, rows as u32);
         let (one, two) = (plain_product::<1>(matrix, &x), plain_product::<2>(matrix, &x));
+        let three = plain_product::<3>(matrix, &x);
         for isa in Isa::available() {
             let found = product::product::<1>(isa, &x, &stored, rows);
             assert_eq!(bits_of(&found), bits_of(&one), "{isa:?} {rows}x{out} {case}");
             let found = product::product::<2>(isa, &x, &stored, rows);
             assert_eq!(bits_of(&found), bits_of(&two), "{isa:?} {rows}x{out} {case}");
+            let found = product::product::<3>(isa, &x, &stored, rows);
+            assert_eq!(bits_of(&found), bits_of(&three), "{isa:?} {rows}x{out} {case}");
         }
     }
 }
@@ -183,11 +192,20 @@ fn the_largest_sums_fit() {
                 Zeros::PerGroup(vec![if kind.bits == Bits::Four { zero & 15 } else { zero }; 16]);
             let tensors = upload(&extreme, Activations::Bits16);
             let tensors = Tensors::of(&tensors);
-            for x in [1.0, -1.0].map(|x| vec![x; 512]) {
-                let expected = plain_product::<2>(&extreme, &x);
+            // Beside the largest number those whose two lower digits are largest, and least.
+            let below = |q: i32| {
+                let mut x = vec![q as f32; 512];
+                (x[0], x[256]) = (4_128_768.0, 4_128_768.0);
+                x
+            };
+            let all = [vec![1.0; 512], vec![-1.0; 512], below(127 * 257), below(-128 * 257)];
+            for x in all {
+                let expected = [plain_product::<2>(&extreme, &x), plain_product::<3>(&extreme, &x)];
                 for isa in Isa::available() {
                     let found = product::product::<2>(isa, &x, &tensors.stored(), 1);
-                    assert_eq!(bits_of(&found), bits_of(&expected), "{isa:?}");
+                    assert_eq!(bits_of(&found), bits_of(&expected[0]), "{isa:?}");
+                    let found = product::product::<3>(isa, &x, &tensors.stored(), 1);
+                    assert_eq!(bits_of(&found), bits_of(&expected[1]), "{isa:?}");
                 }
             }
         }

@@ -41,6 +41,14 @@ enum Set {
 static BEST: LazyLock<Isa> = LazyLock::new(|| Isa::available()[0]);
 
 impl Isa {
+    /// Whether one instruction multiplies and sums four bytes in all lanes of its longest vectors.
+    pub fn has_dot_products(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.0 == Set::Avx512Vnni;
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// The fastest instruction set of this CPU.
     pub fn best() -> Self {
         *BEST
