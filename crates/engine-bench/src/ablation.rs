@@ -10,8 +10,8 @@ use crate::{
 const BATCH: usize = 8;
 
 /// Measures one optimisation after the other, each row with all before it: plain Burn operations,
-/// the engine's kernels, weights in 8 and in 4 bits, activations in 16 bits, a batch, a prefix that
-/// is cached. Models, device, threads, repeats and the first of the plan's prompt and output lengths
+/// the engine's kernels, weights in 8 and in 4 bits, activations as integers of 24 and of 16 bits, a
+/// batch, a prefix that is cached. Models, device, threads, repeats and the first of the plan's prompt and output lengths
 /// count; its formats and batches do not.
 ///
 /// A row that this build or device cannot run stays empty; see [`Execution::is_available`].
@@ -38,14 +38,15 @@ pub fn ablation(plan: &Plan, progress: &mut dyn FnMut(Stage)) -> Result<Report, 
 
 type Step = (&'static str, Execution, &'static str, Task);
 
-fn steps(one: Task, batch: Task, cached: Task) -> [Step; 7] {
+fn steps(one: Task, batch: Task, cached: Task) -> [Step; 8] {
     use Execution::{Composed, Kernels};
     const INT4: &str = "int4:group=128+lm_head=int8+activations=16bit";
     [
         ("plain Burn operations", Composed, "none", one),
         ("our kernels", Kernels, "none", one),
-        ("+ 8-bit weights", Kernels, "int8+lm_head=int8", one),
-        ("+ 4-bit weights", Kernels, "int4:group=128+lm_head=int8", one),
+        ("+ 8-bit weights", Kernels, "int8+lm_head=int8+activations=f32", one),
+        ("+ 4-bit weights", Kernels, "int4:group=128+lm_head=int8+activations=f32", one),
+        ("+ 24-bit activations", Kernels, "int4:group=128+lm_head=int8+activations=24bit", one),
         ("+ 16-bit activations", Kernels, INT4, one),
         ("+ a batch", Kernels, INT4, batch),
         ("+ a cached prefix", Kernels, INT4, cached),
@@ -70,7 +71,7 @@ mod tests {
             ..Plan::new(vec![Source::Model(model.to_owned())])
         };
         let report = ablation(&plan, &mut |_| ()).unwrap();
-        assert_eq!(report.rows.len(), 7);
+        assert_eq!(report.rows.len(), 8);
         let [composed, kernels, ..] = &report.rows[..] else { panic!("{report:?}") };
         assert_eq!(composed.ttft_ms.is_some(), Execution::Composed.is_available());
         assert!(kernels.decode_tokens_per_s.unwrap() > 0.0);
