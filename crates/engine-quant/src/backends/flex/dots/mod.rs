@@ -1,5 +1,10 @@
 //! How a tile of a product is computed in registers.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "the indices number registers, and the loops over them are unrolled"
+)]
+
 #[cfg(target_arch = "x86_64")]
 pub mod x86_bf16;
 

@@ -1,3 +1,8 @@
+#![allow(
+    clippy::needless_range_loop,
+    reason = "the indices number registers, and the loops over them are unrolled"
+)]
+
 use std::marker::PhantomData;
 use std::ops::Range;
 

@@ -1,5 +1,10 @@
 //! Codes become numbers in registers, and somebody takes these.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "the indices number registers, and the loops over them are unrolled"
+)]
+
 use super::super::simd::Simd;
 use super::BLOCK;
 use crate::CHUNK;
