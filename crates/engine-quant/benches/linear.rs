@@ -9,7 +9,7 @@ use burn_tensor::{DType, Tensor, TensorData};
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use engine_quant::{
-    Dense, Grid, Group, Int4Range, Packed, SliceRows, WeightMatrix, round_to_nearest,
+    Activations, Dense, Grid, Group, Int4Range, Packed, SliceRows, WeightMatrix, round_to_nearest,
 };
 use rayon::prelude::*;
 
@@ -19,7 +19,20 @@ const IN: usize = 5632;
 /// Matrices that are read in turn, more bytes than the caches hold.
 const COPIES: usize = 12;
 
-const FORMATS: [&str; 5] = ["bf16", "int8", "int4:group=32", "int4:group=128", "nf4"];
+/// Weights, and what activations are rounded to where it is not `f32`.
+const FORMATS: [&str; 11] = [
+    "bf16",
+    "bf16+16bit",
+    "int8",
+    "int8+24bit",
+    "int8+16bit",
+    "int8+8bit",
+    "int4:group=32",
+    "int4:group=32+24bit",
+    "int4:group=128",
+    "int4:group=128+24bit",
+    "nf4",
+];
 
 type Matrix = Box<dyn WeightMatrix<Flex>>;
 
@@ -40,6 +53,10 @@ fn numbers(len: usize) -> Vec<f32> {
 
 /// The same matrix several times.
 fn matrices(format: &str, count: usize) -> Vec<Matrix> {
+    let (format, activations) = match format.split_once('+') {
+        Some((format, activations)) => (format, activations.parse().unwrap()),
+        None => (format, Activations::F32),
+    };
     let values = numbers(OUT * IN);
     let int4 = |columns| Grid::Int4 { group: Group::Columns(columns), range: Int4Range::Sym8 };
     let grid = match format {
@@ -49,13 +66,13 @@ fn matrices(format: &str, count: usize) -> Vec<Matrix> {
         "nf4" => Grid::Nf4,
         _ => {
             let data = TensorData::new(values, [OUT, IN]).convert_dtype(DType::BF16);
-            let upload = |_| Box::new(Dense::upload(data.clone(), &FlexDevice).unwrap()) as Matrix;
-            return (0..count).map(upload).collect();
+            let upload = |_| Dense::upload_for(activations, data.clone(), &FlexDevice).unwrap();
+            return (0..count).map(|i| Box::new(upload(i)) as Matrix).collect();
         }
     };
     let packed = round_to_nearest(&SliceRows { values: &values, columns: IN }, grid).unwrap();
-    let upload = |_| Box::new(Packed::upload(packed.clone(), &FlexDevice).unwrap()) as Matrix;
-    (0..count).map(upload).collect()
+    let upload = |_| Packed::upload_for(activations, packed.clone(), &FlexDevice).unwrap();
+    (0..count).map(|i| Box::new(upload(i)) as Matrix).collect()
 }
 
 fn activations(rows: usize) -> Tensor<Flex, 2> {
