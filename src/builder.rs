@@ -76,6 +76,7 @@ pub struct EngineBuilder {
     max_sequences: usize,
     max_queue: usize,
     prefix_caching: bool,
+    map_files: bool,
     progress: Box<dyn FnMut(Progress) + Send>,
 }
 
@@ -109,6 +110,7 @@ impl EngineBuilder {
             max_sequences: 256,
             max_queue: 4096,
             prefix_caching: true,
+            map_files: true,
             progress: Box::new(|_| ()),
         }
     }
@@ -210,6 +212,15 @@ impl EngineBuilder {
         self
     }
 
+    /// Whether weights stay where their files are mapped, as far as the backend reads them there; yes
+    /// by default. It starts at once, and the system keeps one copy for all processes, but the files
+    /// must not be changed in place. Without it weights are copied, for files on a network or such as
+    /// will be overwritten.
+    pub fn map_files(mut self, on: bool) -> Self {
+        self.map_files = on;
+        self
+    }
+
     /// Hears how far downloading and loading have come.
     pub fn on_progress(mut self, progress: impl FnMut(Progress) + Send + 'static) -> Self {
         self.progress = Box::new(progress);
@@ -299,7 +310,7 @@ impl EngineBuilder {
             progress(Progress::Download { file: file.to_owned(), bytes_done, bytes_total });
         };
         let path = crate::resolve_model(&model, &mut report)?;
-        let files = ModelFiles::open(&path)?;
+        let files = ModelFiles::open(&path, self.map_files)?;
         Ok((path, files))
     }
 

@@ -69,9 +69,9 @@ pub use text::{
 
 pub use engine_core::sampling::{SamplingError, SamplingParams, TokenLogprobs};
 pub use engine_core::{
-    Checkpoint, GenerationConfig, GgufFile, GgufMetadata, GgufValue, KvFormat, LoadEntry,
-    LoadError, LoadProgress, LoadReport, ModelConfig, MultiplyAdds, StoredMatrix, Treatment,
-    UnknownKvFormat, WeightSource,
+    Checkpoint, DenseMatrix, GenerationConfig, GgufFile, GgufMetadata, GgufValue, KvFormat,
+    LoadEntry, LoadError, LoadProgress, LoadReport, ModelConfig, MultiplyAdds, StoredMatrix,
+    Treatment, UnknownKvFormat, WeightSource,
 };
 pub use engine_quant::{Activations, Scheme, SchemeError, SchemePlan};
 pub use engine_sched::{Preemption, Statistics};

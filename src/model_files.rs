@@ -18,16 +18,19 @@ pub(crate) struct ModelFiles {
 }
 
 impl ModelFiles {
-    /// Opens a model's directory or GGUF file.
-    pub(crate) fn open(path: &Path) -> Result<Self, EngineError> {
-        let files = if is_gguf(path) { Self::open_gguf(path) } else { Self::open_directory(path) }?;
+    /// Opens a model's directory or GGUF file, whose weights stay mapped or are copied.
+    pub(crate) fn open(path: &Path, mapped: bool) -> Result<Self, EngineError> {
+        let files = match is_gguf(path) {
+            true => Self::open_gguf(path, mapped),
+            false => Self::open_directory(path, mapped),
+        }?;
         if let Some(Err(error)) = files.tokenizer.as_ref().map(Tokenizer::chat_template) {
             return Err(EngineError::ChatTemplate(error.to_string()));
         }
         Ok(files)
     }
 
-    fn open_directory(path: &Path) -> Result<Self, EngineError> {
+    fn open_directory(path: &Path, mapped: bool) -> Result<Self, EngineError> {
         let config = ModelConfig::load(path)?;
         let generation = GenerationConfig::load(path)?;
         let tokenizer = match path.join("tokenizer.json").is_file() {
@@ -35,10 +38,11 @@ impl ModelFiles {
             false => None,
         };
         let weights = Checkpoint::open(path)?.with_quantization(config.quantization.clone());
+        let weights = if mapped { weights } else { weights.copied() };
         Ok(Self { config, generation, tokenizer, weights: Box::new(weights) })
     }
 
-    fn open_gguf(path: &Path) -> Result<Self, EngineError> {
+    fn open_gguf(path: &Path, mapped: bool) -> Result<Self, EngineError> {
         let file = GgufFile::open(path)?;
         let mut config = ModelConfig::from_gguf(&file)?;
         let vocabulary = GgufVocabulary::from_metadata(file.metadata())?;
@@ -46,6 +50,7 @@ impl ModelFiles {
             config.eos_token_ids = vocabulary.end_ids();
         }
         let tokenizer = vocabulary.map(Tokenizer::from_vocabulary).transpose()?;
+        let file = if mapped { file } else { file.copied() };
         Ok(Self { config, generation: None, tokenizer, weights: Box::new(file) })
     }
 }

@@ -20,8 +20,8 @@ use engine::{
     quantize,
 };
 use engine_core::{
-    CalibratedModel, CalibratedTensor, Calibration, Checkpoint, DenseRows, MatrixTensor,
-    StoredMatrix, WeightSource,
+    CalibratedModel, CalibratedTensor, Calibration, Checkpoint, MatrixTensor, StoredMatrix,
+    WeightSource,
 };
 use engine_quant::{PackedMatrix, Scheme, round_to_nearest};
 use serde_json::Value;
@@ -95,8 +95,8 @@ fn rounded(path: &Path, plan: &str) -> BTreeMap<String, PackedMatrix> {
         let Scheme::Quantize { grid, .. } = plan.scheme_of(&name, config.num_layers) else {
             return None;
         };
-        let StoredMatrix::Dense(data) = matrix else { panic!("{name} is not dense") };
-        Some((name, round_to_nearest(&DenseRows::new(&data), grid).unwrap()))
+        let StoredMatrix::Dense(matrix) = matrix else { panic!("{name} is not dense") };
+        Some((name, round_to_nearest(&matrix, grid).unwrap()))
     });
     matrices.collect()
 }

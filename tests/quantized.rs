@@ -190,7 +190,8 @@ fn native_copy(path: &Path, plan: &SchemePlan) -> TempDir {
                 }
             }
             _ => {
-                let stored = (tensor.dtype(), tensor.shape().to_vec(), tensor.data().to_vec());
+                let stored =
+                    (tensor.dtype(), tensor.shape().to_vec(), tensor.data().to_vec().into());
                 tensors.insert(name, stored);
             }
         }
@@ -209,8 +210,9 @@ fn native_copy(path: &Path, plan: &SchemePlan) -> TempDir {
 #[test]
 fn a_copy_in_our_own_layout_equals_quantizing_while_loading_bit_for_bit() {
     let path = model("stories260K");
-    let plan = "int4:group=32:asym+v_proj=int8+down_proj=nf4+last=none+embeddings=int8:tensor";
-    let plan: SchemePlan = plan.parse().unwrap();
+    const PLAN: &str =
+        "int4:group=32:asym+v_proj=int8+down_proj=nf4+last=none+embeddings=int8:tensor";
+    let plan: SchemePlan = PLAN.parse().unwrap();
     let copy = native_copy(&path, &plan);
     let logits = |engine: &Engine| {
         let request = Request::tokens((1..40).map(|i| i * 11).collect::<Vec<_>>()).max_tokens(0);
@@ -220,10 +222,19 @@ fn a_copy_in_our_own_layout_equals_quantizing_while_loading_bit_for_bit() {
     let while_loading = builder(&path).quantization(plan).load().unwrap();
     let from_copy = builder(copy.path()).load().unwrap();
     assert_eq!(logits(&while_loading), logits(&from_copy));
+    let unmapped = builder(copy.path()).map_files(false).load().unwrap();
+    assert_eq!(logits(&unmapped), logits(&from_copy));
     let (a, b) = (while_loading.info(), from_copy.info());
     assert_eq!(a.weight_formats, b.weight_formats);
     assert_eq!(a.memory.weight_bytes, b.memory.weight_bytes);
     assert!(b.load_report.file_bytes < a.load_report.file_bytes / 2);
+    // Whatever order of codes the products want.
+    for activations in ["f32", "24bit", "16bit"] {
+        let with = |plan: &str| format!("{plan}+activations={activations}").parse().unwrap();
+        let while_loading = builder(&path).quantization(with(PLAN)).load().unwrap();
+        let from_copy = builder(copy.path()).quantization(with("none")).load().unwrap();
+        assert_eq!(logits(&while_loading), logits(&from_copy), "{activations}");
+    }
 }
 
 /// Checks the logits of a reference's prompts.

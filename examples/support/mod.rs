@@ -30,7 +30,8 @@ pub struct ModelOptions {
     #[arg(long, default_value = "auto")]
     pub device: Device,
     /// Weight format: none (the file's own), int8, int4, nf4, int4:group=64:asym,
-    /// int4+v_proj=int8+last=none, …
+    /// int4+v_proj=int8+last=none, …; with +activations=16bit also what products round
+    /// activations to (f32, 24bit, 16bit or 8bit)
     #[arg(long, default_value = "none", value_name = "SCHEME")]
     pub quant: SchemePlan,
     /// Threads of the CPU kernels; all cores by default
@@ -45,6 +46,9 @@ pub struct ModelOptions {
     /// Format of keys and values: f32, or int8 in a quarter of the memory
     #[arg(long, default_value_t = KvFormat::F32)]
     pub kv_cache: KvFormat,
+    /// Copy weights into memory instead of reading them where their files are mapped
+    #[arg(long)]
+    pub no_mmap: bool,
 }
 
 impl ModelOptions {
@@ -53,7 +57,8 @@ impl ModelOptions {
         let mut builder = Engine::builder(&self.model)
             .device(self.device)
             .quantization(self.quant.clone())
-            .kv_cache_format(self.kv_cache);
+            .kv_cache_format(self.kv_cache)
+            .map_files(!self.no_mmap);
         if let Some(threads) = self.threads {
             builder = builder.threads(threads);
         }

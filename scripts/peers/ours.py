@@ -46,8 +46,8 @@ class Ours:
         prefill = task.kind == "prefill"
         prompt = task.prompt if prefill else max(task.depth, 1)
         with tempfile.NamedTemporaryFile(suffix=".json", dir=self.scratch) as file:
-            command = [self.bench, "--shape", task.shape, "--quant", quant]
-            command += ["--device", self.device, "--threads", task.threads, "--repeats", 1]
+            command = [self.bench, *self.model(task.shape, quant), "--device", self.device]
+            command += ["--threads", task.threads, "--repeats", 1]
             command += ["--batch", task.batch, "--prompt-tokens", prompt]
             command += ["--output-tokens", 1 if prefill else task.output, "--json", file.name]
             run_program(command)
@@ -58,15 +58,17 @@ class Ours:
         return Measured(value, row["peak_memory_bytes"])
 
     def start(self, task, quant):
-        """The model's files were made with `quantize` before, so that no time goes into that."""
-        model = self.quantized(task.shape, quant)
-        # What a file cannot say: activations are rounded while it runs.
-        activations = [part for part in quant.split("+") if part.startswith("activations=")]
-        command = [self.bench.with_name("generate"), "--model", model, "--device", self.device]
-        command += ["--quant", "+".join(["none", *activations]), "--threads", task.threads]
+        command = [self.bench.with_name("generate"), *self.model(task.shape, quant)]
+        command += ["--device", self.device, "--threads", task.threads]
         command += ["--max-context", 64, "--tokens", "1,2,3,4,5,6,7,8", "--max-tokens", 1]
         finished = run_program([*command, "--ignore-eos", "--json"])
         return Measured(finished.seconds, finished.peak_bytes)
+
+    def model(self, shape, quant):
+        """Files in this format, made with `quantize` before, so that no time goes into that."""
+        # What a file cannot say: activations are rounded while it runs.
+        activations = [part for part in quant.split("+") if part.startswith("activations=")]
+        return ["--model", self.quantized(shape, quant), "--quant", "+".join(["none", *activations])]
 
     def quantized(self, shape, quant):
         source = self.export(shape)

@@ -2,12 +2,15 @@
 
 use std::collections::{HashMap, HashSet};
 
-use burn_tensor::TensorData;
 use engine_core::{
-    CalibrateError, CalibratedTensor, Calibration, CalibrationEvent, DenseRows, LoadError,
+    CalibrateError, CalibratedTensor, Calibration, CalibrationEvent, DenseMatrix, LoadError,
     ModelBackend, SinkError, StoredMatrix, StoredType, TensorRef, WeightSource,
 };
-use engine_quant::{PackedMatrix, Rows, Scheme, formats::Element, round_to_nearest};
+use engine_quant::{
+    PackedMatrix, Rows, Scheme,
+    formats::{Element, NamedTensor},
+    round_to_nearest,
+};
 use rayon::prelude::*;
 
 use super::{
@@ -25,6 +28,11 @@ pub(super) struct Export<'a> {
     progress: Listener<'a>,
     /// Of the matrices that are quantized, by name without `.weight`.
     schemes: HashMap<&'a str, Scheme>,
+    /// What the name of the last matrix starts with: its layer and `self_attn` or `mlp`.
+    block: String,
+    /// What the matrices of this block have beside their codes. It is written after them, so that
+    /// codes of matrices with the same input are neighbours, which a mapped file gives as one.
+    late: Vec<NamedTensor>,
     /// Tensors of the source that are done.
     done: HashSet<String>,
     summary: Summary,
@@ -52,6 +60,8 @@ impl<'a> Export<'a> {
             shards,
             progress,
             schemes: quantized.map(|(matrix, scheme)| (&*matrix.name, *scheme)).collect(),
+            block: String::new(),
+            late: Vec::new(),
             done: HashSet::new(),
             summary: Summary { matrices: Vec::new(), schemes: Vec::new(), kept },
         }
@@ -68,10 +78,9 @@ impl<'a> Export<'a> {
         for (matrix, scheme) in &source.matrices {
             let Scheme::Quantize { grid, .. } = *scheme else { continue };
             let data = self.floats(&matrix.name, matrix.shape)?;
-            let rows = DenseRows::new(&data);
-            let packed = round_to_nearest(&rows, grid)
+            let packed = round_to_nearest(&data, grid)
                 .map_err(|source| QuantizeError::Matrix { tensor: matrix.name.clone(), source })?;
-            self.quantized(&matrix.name, relative_error(&rows, &packed), None)?;
+            self.quantized(&matrix.name, relative_error(&data, &packed), None)?;
             drop(data);
             self.write_matrix(&matrix.name, packed)?;
         }
@@ -98,6 +107,7 @@ impl<'a> Export<'a> {
 
     /// Copies the tensors that nobody has asked about and completes the files.
     pub fn finish(mut self) -> Result<(Writer, Summary), QuantizeError> {
+        self.write_late()?;
         for name in self.source.checkpoint.names() {
             if self.done.contains(name) {
                 continue;
@@ -146,7 +156,7 @@ impl<'a> Export<'a> {
                 if !self.summary.matrices.iter().any(|matrix| matrix.name == name) {
                     // A table, which has no inputs and so no report.
                     let data = self.floats(name, it.spec.shape)?;
-                    self.quantized(name, relative_error(&DenseRows::new(&data), &it), None)?;
+                    self.quantized(name, relative_error(&data, &it), None)?;
                 }
                 self.write_matrix(name, it)
             }
@@ -154,7 +164,7 @@ impl<'a> Export<'a> {
     }
 
     /// A matrix of the source.
-    fn floats(&self, name: &str, shape: [usize; 2]) -> Result<TensorData, QuantizeError> {
+    fn floats(&self, name: &str, shape: [usize; 2]) -> Result<DenseMatrix, QuantizeError> {
         match self.source.checkpoint.matrix(&format!("{name}.weight"), shape)? {
             StoredMatrix::Dense(data) => Ok(data),
             StoredMatrix::Packed(_) => {
@@ -188,18 +198,17 @@ impl<'a> Export<'a> {
             .writer
             .pack(name, packed)
             .map_err(|source| QuantizeError::Matrix { tensor: name.to_owned(), source })?;
-        let mut after = 0;
-        for tensor in &tensors {
-            let dtype = match tensor.element {
-                Element::U8 => "U8",
-                Element::I32 => "I32",
-                Element::F16 => "F16",
-                Element::F32 => "F32",
-            };
-            let (name, shape, bytes) = (&tensor.name, &tensor.shape, &tensor.bytes);
-            self.shards.write(TensorBytes { name, dtype, shape, bytes })?;
-            after += bytes.len() as u64;
+        let after = tensors.iter().map(|tensor| tensor.bytes.len() as u64).sum();
+        let (block, _) = name.rsplit_once('.').unwrap_or_default();
+        if block != self.block {
+            self.write_late()?;
+            self.block = block.to_owned();
         }
+        let mut tensors = tensors.into_iter();
+        if let Some(first) = tensors.next() {
+            self.write_part(&first)?;
+        }
+        self.late.extend(tensors);
         self.done.insert(weight);
         let scheme = self.scheme(name);
         let schemes = &mut self.summary.schemes;
@@ -209,6 +218,23 @@ impl<'a> Export<'a> {
         });
         schemes[i].add(before, after);
         Ok(())
+    }
+
+    /// Writes what stands after the largest tensors of a block.
+    fn write_late(&mut self) -> Result<(), QuantizeError> {
+        let late = std::mem::take(&mut self.late);
+        late.iter().try_for_each(|tensor| self.write_part(tensor))
+    }
+
+    fn write_part(&mut self, tensor: &NamedTensor) -> Result<(), QuantizeError> {
+        let dtype = match tensor.element {
+            Element::U8 => "U8",
+            Element::I32 => "I32",
+            Element::F16 => "F16",
+            Element::F32 => "F32",
+        };
+        let NamedTensor { name, shape, bytes, .. } = tensor;
+        self.shards.write(TensorBytes { name, dtype, shape, bytes })
     }
 
     /// A vector as the source has it, or as `f32` if it has changed.
@@ -242,8 +268,8 @@ impl<'a> Export<'a> {
 }
 
 /// `‖W − Q‖ / ‖W‖`.
-fn relative_error(rows: &DenseRows<'_>, packed: &PackedMatrix) -> f64 {
-    let columns = rows.shape()[1].max(1);
+fn relative_error(rows: &DenseMatrix, packed: &PackedMatrix) -> f64 {
+    let columns = DenseMatrix::shape(rows)[1].max(1);
     let rounded = packed.dequantize();
     let sums: Vec<(f64, f64)> = rounded
         .par_chunks_exact(columns)

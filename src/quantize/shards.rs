@@ -56,7 +56,8 @@ impl<'a> Shards<'a> {
     /// `header_len` is enough for the header of all tensors, `max_bytes` the most bytes of a file
     /// with more than one tensor.
     pub fn new(directory: &'a NewDirectory, header_len: usize, max_bytes: u64) -> Self {
-        let header_len = (header_len as u64).next_multiple_of(8);
+        // Tensors begin a cache line, as mapped ones should.
+        let header_len = (LENGTH_BYTES + header_len as u64).next_multiple_of(64) - LENGTH_BYTES;
         Self { directory, header_len, max_bytes, done: Vec::new(), open: None }
     }
 

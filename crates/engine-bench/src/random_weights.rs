@@ -4,7 +4,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use engine::{LoadError, ModelConfig, StoredMatrix, WeightSource};
+use engine::{DenseMatrix, LoadError, ModelConfig, StoredMatrix, WeightSource};
 use engine_quant::threads;
 use half::bf16;
 
@@ -100,7 +100,7 @@ impl WeightSource for RandomWeights {
 
     fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<StoredMatrix, LoadError> {
         let dims = self.dims(name, &shape)?;
-        Ok(StoredMatrix::from_bf16(self.values(name, dims), shape))
+        Ok(StoredMatrix::Dense(DenseMatrix::from_bf16(self.values(name, dims), shape)))
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {

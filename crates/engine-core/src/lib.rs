@@ -8,6 +8,7 @@ mod batch;
 mod calibrate;
 mod checkpoint;
 mod config;
+mod dense_matrix;
 mod error;
 mod gguf;
 mod kv;
@@ -26,12 +27,13 @@ pub use checkpoint::{Checkpoint, StoredType, TensorRef};
 pub use config::{
     Architecture, GenerationConfig, LayerConfig, ModelConfig, NativeConfig, QuantizationConfig,
 };
+pub use dense_matrix::DenseMatrix;
 pub use error::LoadError;
 pub use gguf::{GgufFile, GgufMetadata, GgufTensor, GgufValue};
 pub use kv::{CodedRows, KvCache, KvFormat, KvShape, LayerKv, UnknownKvFormat};
 pub use model::{
-    DenseRows, LoadEntry, LoadProgress, LoadReport, MatrixTensor, Model, MultiplyAdds, Treatment,
-    load, planned_weight_bytes,
+    LoadEntry, LoadProgress, LoadReport, MatrixTensor, Model, MultiplyAdds, Treatment, load,
+    planned_weight_bytes,
 };
 pub use ops::CoreOps;
 pub use rope::{Rope, RopeConfig, RopeLength, RopeScaling};

@@ -1,27 +1,42 @@
 //! Where weights come from: a directory in Hugging Face layout, or a GGUF file.
 
-use burn_tensor::TensorData;
 use engine_quant::PackedMatrix;
-use half::bf16;
 
-use crate::LoadError;
+use crate::{DenseMatrix, LoadError};
 
 /// A matrix as a file has it.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum StoredMatrix {
-    /// Floats, `[out, in]`, of `f32`, `f16` or `bf16`.
-    Dense(TensorData),
+    /// Floats.
+    Dense(DenseMatrix),
     /// In few bits.
     Packed(PackedMatrix),
 }
 
 impl StoredMatrix {
-    /// A matrix of `bf16`, `[out, in]`, from its elements row by row.
-    ///
-    /// # Panics
-    /// If the number of elements is not that of the shape.
-    pub fn from_bf16(values: Vec<bf16>, shape: [usize; 2]) -> Self {
-        Self::Dense(TensorData::new(values, shape))
+    /// `[out, in]`.
+    pub fn shape(&self) -> [usize; 2] {
+        match self {
+            Self::Dense(matrix) => matrix.shape(),
+            Self::Packed(packed) => packed.spec.shape,
+        }
+    }
+
+    /// Bytes of the numbers as they are stored.
+    pub fn num_bytes(&self) -> usize {
+        match self {
+            Self::Dense(matrix) => matrix.num_bytes(),
+            Self::Packed(packed) => packed.num_bytes(),
+        }
+    }
+
+    /// All numbers, row-major.
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Self::Dense(matrix) => matrix.to_f32(),
+            Self::Packed(packed) => packed.dequantize(),
+        }
     }
 }
 

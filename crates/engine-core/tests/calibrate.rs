@@ -139,11 +139,11 @@ fn a_plan_may_mix_methods_and_what_it_keeps_stays_as_it_was() {
     let kept = "model.layers.1.mlp.up_proj.weight";
     let [rows, columns] =
         [original.tensor(kept).unwrap().shape[0], original.tensor(kept).unwrap().shape[1]];
-    let StoredMatrix::Dense(data) = calibrated.matrix(kept, [rows, columns]).unwrap() else {
+    let StoredMatrix::Dense(matrix) = calibrated.matrix(kept, [rows, columns]).unwrap() else {
         panic!("kept matrices stay dense");
     };
     let expected: TensorData = original.load(kept, &[rows, columns]).unwrap();
-    assert_eq!(data.bytes, expected.bytes);
+    assert_eq!(matrix.into_data().bytes, expected.bytes);
     assert!(calibrated.matrix(kept, [columns + 1, columns]).is_err());
     assert!(calibrated.vector("model.norm.weight", 1).is_err());
     assert!(!calibrated.contains("model.nothing"));

@@ -5,7 +5,7 @@
 use std::{fs, path::Path};
 
 use burn_tensor::DType;
-use engine_core::{Checkpoint, LoadError, StoredType};
+use engine_core::{Checkpoint, LoadError, StoredMatrix, StoredType, WeightSource};
 use half::{bf16, f16};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -98,50 +98,60 @@ fn shards_read_as_one() {
     assert_eq!(checkpoint.model_prefix(), "model.");
 }
 
-#[test]
-fn tensors_are_joined_by_rows() {
-    let checkpoint = Checkpoint::open(model("llama-f16")).unwrap();
-    let name = |part: &str| format!("model.layers.0.self_attn.{part}_proj.weight");
-    let (q, k, v) = (name("q"), name("k"), name("v"));
-    let parts: [(&str, &[usize]); 3] = [(&q, &[64, 64]), (&k, &[32, 64]), (&v, &[32, 64])];
-    let joined = checkpoint.load_concat(&parts).unwrap();
-    assert_eq!((&joined.shape[..], joined.dtype), (&[128, 64][..], DType::F16));
-    let bytes: Vec<&[u8]> = [&q, &k, &v].map(|n| checkpoint.tensor(n).unwrap().bytes).into();
-    assert_eq!(&joined.bytes[..], bytes.concat());
-
-    let wrong: [(&str, &[usize]); 2] = [(&q, &[64, 64]), (&k, &[64, 64])];
-    let error = checkpoint.load_concat(&wrong).unwrap_err();
-    says(&error, &["model.safetensors", &k, "expected shape [64, 64], found [32, 64]", "config"]);
+/// A tensor's elements in the file, and how far they are from alignment.
+fn place(checkpoint: &Checkpoint, name: &str, align: usize) -> (*const u8, usize) {
+    let start = checkpoint.tensor(name).unwrap().bytes.as_ptr();
+    (start, start.addr() % align)
 }
 
 #[test]
-fn mixed_types_are_widened() {
+fn matrices_stay_where_the_file_is_mapped_unless_they_are_not_aligned_or_are_to_be_copied() {
     let header = json!({
-        "a": { "dtype": "F16", "shape": [2], "data_offsets": [0, 4] },
-        "b": { "dtype": "BF16", "shape": [1], "data_offsets": [4, 6] },
-        "c": { "dtype": "F32", "shape": [2], "data_offsets": [6, 14] },
+        "a": { "dtype": "F16", "shape": [2, 1], "data_offsets": [0, 4] },
+        "b": { "dtype": "BF16", "shape": [1, 1], "data_offsets": [4, 6] },
+        "c": { "dtype": "F32", "shape": [1, 2], "data_offsets": [6, 14] },
     });
     let data = [
         &[1.5, -65504.0].map(|x| f16::from_f32(x).to_le_bytes()).concat()[..],
         &bf16::from_f32(3e38).to_le_bytes(),
         &[f32::MIN_POSITIVE, -0.1].map(f32::to_le_bytes).concat(),
     ];
-    // The header's length is odd here or not: the bytes need no alignment.
+    let expected = [
+        ("a", [2, 1], 2, vec![1.5, -65504.0]),
+        ("b", [1, 1], 2, vec![bf16::from_f32(3e38).to_f32()]),
+        ("c", [1, 2], 4, vec![f32::MIN_POSITIVE, -0.1]),
+    ];
+    let mut in_place = 0;
+    // The header's length is odd here or not.
     for padding in ["", " ", "  ", "   "] {
         let bytes = file(&format!("{header}{padding}"), &data.concat());
-        let parts: [(&str, &[usize]); 3] = [("a", &[2]), ("b", &[1]), ("c", &[2])];
-        let joined = open(&bytes).unwrap().load_concat(&parts).unwrap();
-        let wide = bf16::from_f32(3e38).to_f32();
-        assert_eq!(joined.to_vec::<f32>().unwrap(), [1.5, -65504.0, wide, f32::MIN_POSITIVE, -0.1]);
+        for copied in [false, true] {
+            let checkpoint = open(&bytes).unwrap();
+            let checkpoint = if copied { checkpoint.copied() } else { checkpoint };
+            for (name, shape, align, values) in &expected {
+                let (start, misaligned) = place(&checkpoint, name, *align);
+                let StoredMatrix::Dense(matrix) = checkpoint.matrix(name, *shape).unwrap() else {
+                    panic!("{name} is dense")
+                };
+                assert_eq!(matrix.to_f32(), *values);
+                let stays = matrix.into_data().as_bytes().as_ptr() == start;
+                assert_eq!(stays, !copied && misaligned == 0, "{name} {padding:?} {copied}");
+                in_place += usize::from(stays);
+            }
+        }
     }
+    assert!((1..12).contains(&in_place), "{in_place}");
 }
 
 #[test]
-#[should_panic(expected = "differ beyond the first dimension")]
-fn joining_different_widths_is_a_programmer_error() {
-    let checkpoint = Checkpoint::open(model("llama-gqa")).unwrap();
-    let (up, down) = ("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight");
-    let _ = checkpoint.load_concat(&[(up, &[172, 64]), (down, &[64, 172])]);
+fn matrices_outlive_their_checkpoint() {
+    let checkpoint = Checkpoint::open(model("llama-f16")).unwrap();
+    let name = "model.layers.0.self_attn.q_proj.weight";
+    let expected = checkpoint.load(name, &[64, 64]).unwrap();
+    let matrix = checkpoint.matrix(name, [64, 64]).unwrap();
+    let other = checkpoint.matrix(name, [64, 64]).unwrap();
+    drop((checkpoint, other));
+    assert_eq!(matrix.to_f32(), expected.iter::<f32>().collect::<Vec<_>>());
 }
 
 #[test]

@@ -181,8 +181,8 @@ fn the_corpus_of_matrices_in_few_bits() {
                 assert_eq!(packed.dequantize().len(), 8 * 16);
                 true
             }
-            Ok(StoredMatrix::Dense(data)) => {
-                assert_eq!(data.shape.to_vec(), [8, 16]);
+            Ok(StoredMatrix::Dense(matrix)) => {
+                assert_eq!(matrix.shape(), [8, 16]);
                 true
             }
             Err(_) => false,

@@ -5,7 +5,7 @@ mod gguf_file;
 
 use engine_core::{
     Architecture, Checkpoint, GgufFile, LoadError, ModelConfig, Rope, RopeLength, RopeScaling,
-    StoredMatrix, WeightSource,
+    WeightSource,
 };
 use engine_quant::GgufMatrix;
 use gguf_file::{
@@ -26,13 +26,6 @@ fn sha256(values: &[f32]) -> String {
         hash.update((value + 0.0).to_le_bytes());
     }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn values(matrix: StoredMatrix) -> Vec<f32> {
-    match matrix {
-        StoredMatrix::Dense(data) => data.iter::<f32>().collect(),
-        StoredMatrix::Packed(packed) => packed.dequantize(),
-    }
 }
 
 const FIXTURES: [&str; 15] = [
@@ -88,7 +81,7 @@ fn a_float_file_has_the_weights_of_the_checkpoint_it_was_made_from() {
     for (name, shape, expected) in all {
         let found = match shape[..] {
             [len] => file.vector(&name, len).unwrap(),
-            [out, columns] => values(file.matrix(&name, [out, columns]).unwrap()),
+            [out, columns] => file.matrix(&name, [out, columns]).unwrap().to_f32(),
             _ => panic!("{name}: {shape:?}"),
         };
         assert!(file.contains(&name));
@@ -157,7 +150,7 @@ fn every_family_survives_conversion() {
         for (tensor, shape, mut expected) in tensors(&checkpoint) {
             let found = match shape[..] {
                 [len] => file.vector(&tensor, len).unwrap(),
-                [out, columns] => values(file.matrix(&tensor, [out, columns]).unwrap()),
+                [out, columns] => file.matrix(&tensor, [out, columns]).unwrap().to_f32(),
                 _ => panic!("{tensor}: {shape:?}"),
             };
             if tensor.ends_with("norm.weight") {

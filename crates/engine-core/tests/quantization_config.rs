@@ -6,7 +6,7 @@ use std::path::Path;
 
 use engine_core::{ModelConfig, NativeConfig, QuantizationConfig};
 use engine_quant::{
-    Bits, Group,
+    Bits, CodeOrder, Group,
     formats::{gptq::ZeroPoints, native::Entry},
 };
 use serde_json::{Value, json};
@@ -104,7 +104,7 @@ fn what_cannot_be_read_is_refused_by_name_with_a_way_out() {
     storage["bnb_4bit_quant_type"] = "nf4".into();
     refused(storage, &["bnb_4bit_quant_storage", "bfloat16"]);
     refused(bnb("load_in_4bit", false.into()), &["load_in_8bit"]);
-    refused(json!({ "quant_method": "engine", "version": 2 }), &["version", "2"]);
+    refused(json!({ "quant_method": "engine", "version": 3 }), &["version", "3", "1 to 2"]);
     refused(json!({ "quant_method": "engine", "version": 1 }), &["default"]);
 }
 
@@ -117,6 +117,7 @@ fn our_own_entries_come_back_as_they_were_written() {
         per_tensor: false,
         zero: None,
         factor: 1.0,
+        order: CodeOrder::Blocks,
     };
     let other = Entry {
         format: "int8".into(),
@@ -125,6 +126,7 @@ fn our_own_entries_come_back_as_they_were_written() {
         per_tensor: true,
         zero: Some(128),
         factor: 1.0 / 127.0,
+        order: CodeOrder::Rows,
     };
     let entries = [("a", &plain), ("b", &other), ("c", &plain)];
     let entries = entries.map(|(name, entry)| (name.to_owned(), entry.clone()));
@@ -133,4 +135,14 @@ fn our_own_entries_come_back_as_they_were_written() {
     assert_eq!((config.entry("a"), config.entry("b")), (&plain, &other));
     assert_eq!(parse(config.to_json()), Ok(Some(QuantizationConfig::Native(config))));
     assert_eq!(NativeConfig::new([]), None);
+    // Files of version 1 do not say it and have rows.
+    let old = json!({ "quant_method": "engine", "version": 1, "default": {
+        "format": "int8", "bits": 8, "zero": 128
+    }});
+    let Ok(Some(QuantizationConfig::Native(config))) = parse(old.clone()) else { panic!("{old}") };
+    assert_eq!(config.default.order, CodeOrder::Rows);
+    let mut strange = old;
+    strange["default"]["order"] = "columns".into();
+    let error = parse(strange).unwrap_err();
+    assert!(error.contains("order") && error.contains("rows or blocks"), "{error}");
 }

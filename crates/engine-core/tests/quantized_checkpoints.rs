@@ -147,10 +147,7 @@ impl Copy {
     }
 
     fn values(&self) -> Vec<f32> {
-        match self.read([128, 128]).unwrap() {
-            StoredMatrix::Packed(packed) => packed.dequantize(),
-            StoredMatrix::Dense(data) => data.to_vec().unwrap(),
-        }
+        self.read([128, 128]).unwrap().to_f32()
     }
 
     fn refused(&self, needles: &[&str]) {
@@ -192,7 +189,7 @@ fn groups_of_unequal_sizes_become_the_same_numbers_as_floats() {
     let StoredMatrix::Dense(floats) = copy.read([128, 128]).unwrap() else {
         panic!("33 columns cannot be a group of 32");
     };
-    let floats: Vec<f32> = floats.to_vec().unwrap();
+    let floats = floats.to_f32();
     let differs = |i: &usize| floats[*i] != packed[*i];
     assert!((0..128 * 128).filter(|i| i % 128 != 0).all(|i| !differs(&i)));
     assert!((0..128).map(|row| row * 128).any(|i| differs(&i)));

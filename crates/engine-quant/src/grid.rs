@@ -7,7 +7,7 @@
 
 use half::f16;
 
-use crate::{Bits, Levels};
+use crate::{Bits, Levels, PackedSpec};
 
 /// The 16 levels of NF4: quantiles of a normal distribution (Dettmers et al. 2023, QLoRA), as
 /// bitsandbytes has them.
@@ -123,6 +123,17 @@ impl Grid {
             Self::Int4 { range: Int4Range::Asym, .. } => None,
             Self::Int4 { .. } => Some(8),
             Self::Nf4 => Some(0),
+        }
+    }
+
+    /// Shape and rules of a matrix `[out, in]` on this grid.
+    pub fn spec(self, shape: [usize; 2]) -> PackedSpec {
+        PackedSpec {
+            shape,
+            bits: self.bits(),
+            levels: self.levels(),
+            group_size: self.group().columns(shape[1]),
+            per_tensor: self == Self::Int8Tensor,
         }
     }
 

@@ -30,6 +30,7 @@
 
 mod activations;
 mod backends;
+mod codes;
 mod dense;
 mod error;
 pub mod formats;
@@ -42,6 +43,7 @@ mod quantizers;
 mod reference;
 mod round;
 mod scheme;
+mod shared;
 mod stored;
 mod weight;
 
@@ -50,6 +52,7 @@ pub use activations::Activations;
 pub use backends::cube::gate_value;
 #[cfg(feature = "flex")]
 pub use backends::flex::{peak, simd, threads};
+pub use codes::CodeOrder;
 pub use dense::Dense;
 pub use error::QuantError;
 pub use fused::{Fused, GateFunction, RowNorm, Then};
@@ -58,7 +61,8 @@ pub use grid::{Grid, Group, GroupParams, Int4Range, NF4_LEVELS};
 pub use ops::QuantOps;
 pub use packed::{Bits, CHUNK, GroupValues, Levels, PackedMatrix, PackedSpec, Zeros};
 pub use quantizers::{GptqFactor, GptqOptions, Hessian, awq, gptq};
-pub use round::{Rows, SliceRows, round_to_nearest};
+pub use round::{RoundToNearest, Rows, SliceRows, round_to_nearest};
 pub use scheme::{Method, Scheme, SchemeError, SchemePlan};
+pub use shared::{ByteSource, SharedBytes};
 pub use stored::{Packed, PackedTensors, Stacked};
 pub use weight::WeightMatrix;

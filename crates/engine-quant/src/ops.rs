@@ -1,6 +1,6 @@
 use burn_tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
-use crate::{Activations, Fused, PackedMatrix, PackedTensors, reference};
+use crate::{Activations, CodeOrder, Fused, PackedMatrix, PackedSpec, PackedTensors, reference};
 
 /// Products with stored matrices, on one backend.
 ///
@@ -11,6 +11,10 @@ use crate::{Activations, Fused, PackedMatrix, PackedTensors, reference};
 /// A stored tensor is opaque to everybody but the methods of this trait: on some GPUs it holds a
 /// 16-bit type that the backend itself cannot compute with.
 pub trait QuantOps: Backend {
+    /// Up to so many bytes, matrices below one another are worth a copy that makes them one; larger
+    /// ones are multiplied where they lie unless they are neighbours already.
+    const MAX_JOIN_BYTES: usize = usize::MAX;
+
     /// The fastest of those [`Activations`] that lose nothing against `f32` here.
     fn exact() -> Activations {
         Activations::F32
@@ -59,6 +63,11 @@ pub trait QuantOps: Backend {
         weight.clone().cast(DType::F32)
     }
 
+    /// The order of codes that [`QuantOps::packed_upload`] takes without a copy, where there is one.
+    fn code_order(_spec: &PackedSpec, _activations: Activations) -> CodeOrder {
+        CodeOrder::Rows
+    }
+
     /// Uploads a packed matrix that [`PackedMatrix::check`] accepts, laid out for products that
     /// round activations to `activations`, or to `f32` where there is no such kernel for it;
     /// [`PackedTensors::activations`] says which.
@@ -67,7 +76,7 @@ pub trait QuantOps: Backend {
         _activations: Activations,
         device: &Self::Device,
     ) -> PackedTensors<Self> {
-        reference::upload(&matrix, device)
+        reference::upload(&matrix.into_order(CodeOrder::Rows), device)
     }
 
     /// `x · Wᵀ` with sums no narrower than `f32`: `x [rows, in]`, its columns in the packed order, to `[rows, out]`.

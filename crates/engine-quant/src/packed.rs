@@ -3,16 +3,10 @@
 //! `value = (level(code) − zero) · scale + min`, with scale, zero and min of the code's group. That
 //! covers round-to-nearest, GPTQ and AWQ (zero points), NF4 and IQ4 (tables of levels) and GGUF's
 //! blocks (mins), each with its own bits.
-//!
-//! # Layout
-//! Rows stand one after the other, each begins at a multiple of 16 bytes. Codes of eight bits are
-//! bytes. Codes of four bits stand in chunks of 16 bytes for 32 columns: byte `i` has column `i` in
-//! its low half and column `i + 16` in its high half, so that vectors of 16 come out of one load
-//! with one shift. Codes after the last column are zeros.
 
 use half::f16;
 
-use crate::QuantError;
+use crate::{CodeOrder, QuantError, SharedBytes, codes::CodeLayout};
 
 /// Width of a code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -171,21 +165,44 @@ impl PackedSpec {
         if self.per_tensor { 0 } else { row * self.groups() + column / self.group_size }
     }
 
-    /// Bytes of a row's codes.
+    /// Bytes of a row's codes in [`CodeOrder::Rows`].
     pub fn row_bytes(&self) -> usize {
         self.bits.row_bytes(self.shape[1])
+    }
+
+    /// Rows or blocks, and the bytes of each.
+    pub fn code_shape(&self, order: CodeOrder) -> [usize; 2] {
+        let layout = CodeLayout::new(self, order);
+        [layout.chunks(), layout.chunk_bytes()]
+    }
+
+    /// Bytes of all codes.
+    pub fn code_bytes(&self, order: CodeOrder) -> usize {
+        let [chunks, bytes] = self.code_shape(order);
+        chunks * bytes
     }
 }
 
 /// A matrix in few bits, on the host.
+///
+/// ```
+/// use engine_quant::{CodeOrder, Grid, SliceRows, round_to_nearest};
+/// let rows = SliceRows { values: &[0.5, -1.27, 0.0, 10.0], columns: 2 };
+/// let matrix = round_to_nearest(&rows, Grid::Int8)?;
+/// let blocks = matrix.clone().into_order(CodeOrder::Blocks);
+/// assert_eq!(blocks.dequantize(), matrix.dequantize());
+/// # Ok::<(), engine_quant::QuantError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct PackedMatrix {
     /// Shape and rules.
     pub spec: PackedSpec,
     /// The name that reports show, such as `int4:group=32:asym` or `q4_k`.
     pub format: String,
-    /// `[out, row_bytes]`.
-    pub codes: Vec<u8>,
+    /// In this order the codes are.
+    pub order: CodeOrder,
+    /// `[out, row_bytes]`, or blocks of rows.
+    pub codes: SharedBytes,
     /// `[out, groups]`; one where the group is the whole matrix.
     pub scales: GroupValues,
     /// The codes of zero.
@@ -220,7 +237,7 @@ impl PackedMatrix {
         if spec.bits == Bits::Eight && spec.levels != Levels::Steps {
             return Err(QuantError::TableOfEight);
         }
-        malformed("bytes of codes", out * spec.row_bytes(), self.codes.len())?;
+        malformed("bytes of codes", spec.code_bytes(self.order), self.codes.len())?;
         malformed("scales", spec.num_groups(), self.scales.len())?;
         if let Zeros::PerGroup(zeros) = &self.zeros {
             malformed("zero points", spec.num_groups(), zeros.len())?;
@@ -245,24 +262,45 @@ impl PackedMatrix {
         Ok(())
     }
 
-    /// Bytes of codes, scales, zero points, minima and column order.
+    /// Bytes of codes row by row, scales, zero points, minima and column order.
     pub fn num_bytes(&self) -> usize {
         let zeros = match &self.zeros {
             Zeros::Fixed(_) => 0,
             Zeros::PerGroup(zeros) => zeros.len(),
         };
-        self.codes.len()
+        self.spec.code_bytes(CodeOrder::Rows)
             + self.scales.num_bytes()
             + zeros
             + self.mins.as_ref().map_or(0, GroupValues::num_bytes)
             + self.column_order.as_ref().map_or(0, |order| order.len() * size_of::<u32>())
     }
 
+    /// The same matrix with its codes in this order; they are copied if they are in another one.
+    pub fn into_order(self, order: CodeOrder) -> Self {
+        if order == self.order {
+            return self;
+        }
+        let codes = CodeLayout::new(&self.spec, order).reorder(&self.code_layout(), &self.codes);
+        Self { order, codes, ..self }
+    }
+
+    fn code_layout(&self) -> CodeLayout {
+        CodeLayout::new(&self.spec, self.order)
+    }
+
+    /// Calls `see` with the number of each row and its codes, one in each byte.
+    pub fn for_rows(&self, mut see: impl FnMut(usize, &[u8])) {
+        let [out, in_] = self.spec.shape;
+        let (layout, mut codes) = (self.code_layout(), vec![0; in_]);
+        for row in 0..out {
+            layout.read(&self.codes, row, &mut codes);
+            see(row, &codes);
+        }
+    }
+
     /// Row `row` in the order of the packed columns, [`PackedMatrix::factor`] not applied.
-    fn packed_row(&self, row: usize, codes: &mut [u8], values: &mut [f32]) {
+    fn packed_row(&self, row: usize, codes: &[u8], values: &mut [f32]) {
         let spec = &self.spec;
-        let row_bytes = spec.row_bytes();
-        spec.bits.unpack_row(&self.codes[row * row_bytes..][..row_bytes], codes);
         let groups = codes.chunks(spec.group_size).zip(values.chunks_mut(spec.group_size));
         for (g, (codes, values)) in groups.enumerate() {
             let group = spec.group_of(row, g * spec.group_size);
@@ -287,9 +325,10 @@ impl PackedMatrix {
     pub fn dequantize(&self) -> Vec<f32> {
         let [out, in_] = self.spec.shape;
         let mut result = vec![0.0; out * in_];
-        let (mut codes, mut packed) = (vec![0; in_], vec![0.0; in_]);
-        for (row, values) in result.chunks_exact_mut(in_.max(1)).enumerate() {
-            self.packed_row(row, &mut codes, &mut packed);
+        let mut packed = vec![0.0; in_];
+        self.for_rows(|row, codes| {
+            let values = &mut result[row * in_..][..in_];
+            self.packed_row(row, codes, &mut packed);
             match &self.column_order {
                 Some(order) => {
                     for (&column, &value) in order.iter().zip(&packed) {
@@ -301,16 +340,17 @@ impl PackedMatrix {
             if self.factor != 1.0 {
                 values.iter_mut().for_each(|value| *value *= self.factor);
             }
-        }
+        });
         result
     }
 
     /// Puts the rows of several matrices below one another, or gives them back as they were if
-    /// their rules differ.
+    /// their rules differ. Codes that are neighbours stay where they are; others are copied if they
+    /// have at most `max_copy` bytes.
     ///
     /// # Errors
     /// The matrices themselves.
-    pub fn stack(parts: Vec<Self>) -> Result<Self, Vec<Self>> {
+    pub fn stack(parts: Vec<Self>, max_copy: usize) -> Result<Self, Vec<Self>> {
         let alike = |a: &Self, b: &Self| {
             let unshaped = |spec: PackedSpec| PackedSpec { shape: [0, spec.shape[1]], ..spec };
             !a.spec.per_tensor
@@ -330,11 +370,12 @@ impl PackedMatrix {
         if parts.is_empty() || !parts[1..].iter().all(|part| alike(&parts[0], part)) {
             return Err(parts);
         }
+        let Some((order, codes)) = stack_codes(&parts, max_copy) else { return Err(parts) };
         let mut parts = parts.into_iter();
         let Some(mut all) = parts.next() else { return Err(Vec::new()) };
+        (all.order, all.codes) = (order, codes);
         for mut part in parts {
             all.spec.shape[0] += part.spec.shape[0];
-            all.codes.append(&mut part.codes);
             all.scales.append(part.scales);
             if let (Zeros::PerGroup(to), Zeros::PerGroup(from)) = (&mut all.zeros, &mut part.zeros)
             {
@@ -346,4 +387,24 @@ impl PackedMatrix {
         }
         Ok(all)
     }
+}
+
+/// The codes of matrices below one another: as they are, if only the last has a chunk that is not
+/// full, and otherwise row by row.
+fn stack_codes(parts: &[PackedMatrix], max_copy: usize) -> Option<(CodeOrder, SharedBytes)> {
+    let order = parts[0].order;
+    let full =
+        |part: &PackedMatrix| part.spec.shape[0].is_multiple_of(part.code_layout().chunk_rows());
+    let as_they_are =
+        parts.iter().all(|part| part.order == order) && parts[..parts.len() - 1].iter().all(full);
+    if as_they_are {
+        let codes: Vec<_> = parts.iter().map(|part| part.codes.clone()).collect();
+        return Some((order, SharedBytes::join(&codes, max_copy)?));
+    }
+    if parts.iter().map(|part| part.codes.len()).sum::<usize>() > max_copy {
+        return None;
+    }
+    let in_rows = |part: &PackedMatrix| part.clone().into_order(CodeOrder::Rows).codes;
+    let codes: Vec<_> = parts.iter().map(in_rows).collect();
+    Some((CodeOrder::Rows, SharedBytes::join(&codes, usize::MAX)?))
 }

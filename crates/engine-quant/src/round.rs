@@ -2,7 +2,11 @@
 
 use rayon::prelude::*;
 
-use crate::{Bits, Grid, GroupParams, GroupValues, PackedMatrix, PackedSpec, QuantError, Zeros};
+use crate::{
+    CodeOrder, Grid, GroupParams, GroupValues, PackedMatrix, PackedSpec, QuantError, Zeros,
+    codes::{CodeLayout, Lines},
+    formats::counted,
+};
 
 /// A matrix that is read row by row, as it streams out of a file.
 pub trait Rows: Sync {
@@ -46,63 +50,132 @@ impl Rows for SliceRows<'_> {
 /// # Errors
 /// If a number is not finite, or too large for a scale of half precision.
 pub fn round_to_nearest(rows: &dyn Rows, grid: Grid) -> Result<PackedMatrix, QuantError> {
-    let shape @ [out, in_] = rows.shape();
-    let group_size = grid.group().columns(in_);
-    if out == 0 || in_ == 0 {
-        return Err(QuantError::Empty { shape, group_size });
+    let mut rounding = RoundToNearest::new(rows.shape(), grid, CodeOrder::Rows)?;
+    rounding.push(rows)?;
+    rounding.finish()
+}
+
+/// A matrix that [`round_to_nearest`] makes of several parts below one another, without a copy of
+/// its codes.
+#[derive(Debug)]
+pub struct RoundToNearest {
+    grid: Grid,
+    spec: PackedSpec,
+    order: CodeOrder,
+    codes: Lines,
+    params: Vec<GroupParams>,
+    /// Rows that are there.
+    rows: usize,
+}
+
+impl RoundToNearest {
+    /// A matrix of up to `out` rows, none yet, with its codes in this order.
+    ///
+    /// # Errors
+    /// If it has no numbers.
+    pub fn new(
+        shape @ [out, in_]: [usize; 2],
+        grid: Grid,
+        order: CodeOrder,
+    ) -> Result<Self, QuantError> {
+        let spec = grid.spec(shape);
+        if out == 0 || in_ == 0 {
+            return Err(QuantError::Empty { shape, group_size: spec.group_size });
+        }
+        let codes = Lines::zeroed(spec.code_bytes(order));
+        let params = vec![GroupParams { scale: half::f16::ZERO, zero: 0 }; spec.num_groups()];
+        Ok(Self { grid, spec, order, codes, params, rows: 0 })
     }
-    let shared = match grid {
-        Grid::Int8Tensor => Some(grid.fit(&[largest(rows)?])),
-        _ => None,
-    };
-    let spec = PackedSpec {
-        shape,
-        bits: grid.bits(),
-        levels: grid.levels(),
-        group_size,
-        per_tensor: shared.is_some(),
-    };
-    let row_bytes = spec.row_bytes();
-    let groups = in_.div_ceil(group_size);
-    let mut codes = vec![0; out * row_bytes];
-    let mut params = vec![GroupParams { scale: half::f16::ZERO, zero: 0 }; out * groups];
-    codes
-        .par_chunks_exact_mut(row_bytes)
-        .zip(params.par_chunks_exact_mut(groups))
-        .enumerate()
-        .try_for_each_init(
-            || (vec![0.0; in_], vec![0; in_]),
-            |(values, codes), (row, (packed, params))| {
-                rows.read_row(row, values);
-                if !values.iter().all(|w| w.is_finite()) {
-                    return Err(QuantError::NotFinite { what: "weight" });
-                }
-                round_row(grid, shared, values, codes, params);
-                if !params.iter().all(|params| params.scale.is_finite()) {
-                    return Err(QuantError::NotFinite { what: "scale" });
-                }
-                Bits::pack_row(spec.bits, codes, packed);
-                Ok(())
-            },
-        )?;
-    if let Some(shared) = shared {
-        params = vec![shared];
+
+    /// Adds rows below those that are there; all at once where they share one scale.
+    ///
+    /// # Errors
+    /// If they are too many or have other columns, or as [`round_to_nearest`].
+    pub fn push(&mut self, rows: &dyn Rows) -> Result<(), QuantError> {
+        let ([out, in_], [added, found]) = (self.spec.shape, rows.shape());
+        counted("columns", in_, found)?;
+        let (first, last) = (self.rows, self.rows + added);
+        if last > out || (self.spec.per_tensor && added != out) {
+            return Err(QuantError::Malformed { what: "rows", expected: out, found: last });
+        }
+        let grid = self.grid;
+        if self.spec.per_tensor {
+            self.params[0] = grid.fit(&[largest(rows)?]);
+        }
+        let shared = self.spec.per_tensor.then(|| self.params[0]);
+        let layout = CodeLayout::new(&self.spec, self.order);
+        let (chunk_rows, chunk_bytes) = (layout.chunk_rows(), layout.chunk_bytes());
+        let chunks = first / chunk_rows..last.div_ceil(chunk_rows);
+        let groups = self.spec.groups();
+        let mut unused: Vec<_> = match shared {
+            Some(shared) => vec![shared; added],
+            None => Vec::new(),
+        };
+        let params = match shared {
+            Some(_) => &mut unused[..],
+            None => &mut self.params[first * groups..last * groups],
+        };
+        // The rows of each chunk that are added, each with the parameters of its groups.
+        let mut rest = params;
+        let parts = chunks.clone().map(|chunk| {
+            let rows = first.max(chunk * chunk_rows)..last.min((chunk + 1) * chunk_rows);
+            let params;
+            (params, rest) = std::mem::take(&mut rest).split_at_mut(rows.len() * groups);
+            (rows, params)
+        });
+        let parts: Vec<_> = parts.collect();
+        self.codes.bytes()[chunks.start * chunk_bytes..chunks.end * chunk_bytes]
+            .par_chunks_exact_mut(chunk_bytes)
+            .zip(parts)
+            .try_for_each_init(
+                || (vec![0.0; in_], vec![0; in_]),
+                |(values, codes), (chunk, (chunk_of_rows, params))| {
+                    for (row, params) in chunk_of_rows.zip(params.chunks_exact_mut(groups)) {
+                        rows.read_row(row - first, values);
+                        if !values.iter().all(|w| w.is_finite()) {
+                            return Err(QuantError::NotFinite { what: "weight" });
+                        }
+                        round_row(grid, shared, values, codes, params);
+                        if !params.iter().all(|params| params.scale.is_finite()) {
+                            return Err(QuantError::NotFinite { what: "scale" });
+                        }
+                        layout.write(row % chunk_rows, codes, chunk);
+                    }
+                    Ok(())
+                },
+            )?;
+        self.rows = last;
+        Ok(())
     }
-    let scales = params.iter().map(|params| params.scale).collect();
-    let zeros = match grid.fixed_zero() {
-        Some(zero) => Zeros::Fixed(zero),
-        None => Zeros::PerGroup(params.iter().map(|params| params.zero).collect()),
-    };
-    Ok(PackedMatrix {
-        spec,
-        format: grid.to_string(),
-        codes,
-        scales: GroupValues::F16(scales),
-        zeros,
-        mins: None,
-        column_order: None,
-        factor: 1.0,
-    })
+
+    /// The matrix of the rows that were added.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub fn finish(self) -> Result<PackedMatrix, QuantError> {
+        let Self { grid, mut spec, order, codes, mut params, rows } = self;
+        spec.shape[0] = rows;
+        if rows == 0 {
+            return Err(QuantError::Empty { shape: spec.shape, group_size: spec.group_size });
+        }
+        params.truncate(spec.num_groups());
+        let codes = codes.into_shared().slice(0..spec.code_bytes(order));
+        let zeros = match grid.fixed_zero() {
+            Some(zero) => Zeros::Fixed(zero),
+            None => Zeros::PerGroup(params.iter().map(|params| params.zero).collect()),
+        };
+        Ok(PackedMatrix {
+            spec,
+            format: grid.to_string(),
+            order,
+            codes,
+            scales: GroupValues::F16(params.iter().map(|params| params.scale).collect()),
+            zeros,
+            mins: None,
+            column_order: None,
+            factor: 1.0,
+        })
+    }
 }
 
 /// Rounds one row: codes one in each byte, and the parameters of its groups.

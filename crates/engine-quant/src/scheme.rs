@@ -73,6 +73,14 @@ pub struct SchemeError {
 }
 
 impl Scheme {
+    /// What numbers are rounded to, if they are.
+    pub fn grid(&self) -> Option<Grid> {
+        match self {
+            Self::Keep => None,
+            Self::Quantize { grid, .. } => Some(*grid),
+        }
+    }
+
     /// Whether the codes are chosen with the help of a calibration text.
     pub fn needs_calibration(&self) -> bool {
         matches!(self, Self::Quantize { method, .. } if *method != Method::Nearest)

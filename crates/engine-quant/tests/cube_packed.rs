@@ -7,7 +7,7 @@ mod wgpu_device;
 
 use burn_tensor::{Int, Tensor, TensorData};
 use engine_quant::{
-    Bits, Grid, Group, GroupValues, Int4Range, Levels, NF4_LEVELS, Packed, PackedMatrix,
+    Bits, CodeOrder, Grid, Group, GroupValues, Int4Range, Levels, NF4_LEVELS, Packed, PackedMatrix,
     PackedSpec, SliceRows, WeightMatrix, Zeros, round_to_nearest,
 };
 use half::f16;
@@ -73,7 +73,8 @@ fn built(shape: [usize; 2], parts: Parts) -> PackedMatrix {
     let matrix = PackedMatrix {
         spec,
         format: format!("{parts:?}"),
-        codes,
+        order: CodeOrder::Rows,
+        codes: codes.into(),
         scales: values(21),
         zeros: match parts.zeros {
             true => {

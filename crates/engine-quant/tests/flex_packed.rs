@@ -6,8 +6,8 @@
 use burn_flex::{Flex, FlexDevice};
 use burn_tensor::{DType, Int, Tensor, TensorData};
 use engine_quant::{
-    Bits, Dense, Grid, Group, GroupValues, Int4Range, Levels, Packed, PackedMatrix, PackedSpec,
-    SliceRows, WeightMatrix, Zeros, round_to_nearest,
+    Bits, CodeOrder, Dense, Grid, Group, GroupValues, Int4Range, Levels, Packed, PackedMatrix,
+    PackedSpec, SliceRows, WeightMatrix, Zeros, round_to_nearest,
 };
 use half::f16;
 use proptest::prelude::*;
@@ -71,7 +71,8 @@ fn with_everything(shape: [usize; 2]) -> PackedMatrix {
     PackedMatrix {
         spec,
         format: "everything".into(),
-        codes,
+        order: CodeOrder::Rows,
+        codes: codes.into(),
         scales: GroupValues::F32(numbers(groups, 4)),
         zeros: Zeros::PerGroup(bytes(groups, 5)),
         mins: Some(GroupValues::F16(numbers(groups, 6).into_iter().map(f16::from_f32).collect())),

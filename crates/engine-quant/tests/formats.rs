@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use engine_quant::{
-    Bits, GroupValues, Levels, PackedMatrix, PackedSpec, QuantError, SliceRows, Zeros,
+    Bits, CodeOrder, GroupValues, Levels, PackedMatrix, PackedSpec, QuantError, SliceRows, Zeros,
     formats::{
         Element, NamedTensor, Unpacked,
         awq::{self, AwqTensors},
@@ -70,7 +70,8 @@ fn matrices() -> impl Strategy<Value = PackedMatrix> {
             PackedMatrix {
                 spec,
                 format: String::new(),
-                codes,
+                order: CodeOrder::Rows,
+                codes: codes.into(),
                 scales: GroupValues::F16(
                     (0..groups).map(|_| f16::from_f32(random() as f32 / 1e9)).collect(),
                 ),
@@ -131,7 +132,9 @@ proptest! {
 
     #[test]
     fn our_own_layout_gives_back_every_field(matrix in matrices()) {
-        prop_assert_eq!(through_our_own(matrix.clone()).unwrap(), matrix);
+        let read = through_our_own(matrix.clone()).unwrap();
+        prop_assert_eq!(read.order, CodeOrder::Blocks);
+        prop_assert_eq!(read.into_order(CodeOrder::Rows), matrix);
     }
 }
 
@@ -144,7 +147,7 @@ fn through_our_own(matrix: PackedMatrix) -> Result<PackedMatrix, QuantError> {
         tensor.bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect()
     };
     let tensors = NativeTensors {
-        codes: &of("codes").unwrap().bytes,
+        codes: of("codes").unwrap().bytes.clone(),
         scales: floats(of("scales").unwrap()),
         zeros: of("zeros").map(|tensor| &tensor.bytes[..]),
         mins: of("mins").map(floats),
@@ -162,10 +165,12 @@ fn our_own_layout_holds_every_scheme_tables_minima_and_factors() {
         let scheme: engine_quant::Scheme = scheme.parse().unwrap();
         let engine_quant::Scheme::Quantize { grid, .. } = scheme else { panic!("{scheme}") };
         let matrix = round_to_nearest(&rows, grid).unwrap();
-        assert_eq!(through_our_own(matrix.clone()).unwrap(), matrix, "{scheme}");
+        let read = through_our_own(matrix.clone()).unwrap().into_order(CodeOrder::Rows);
+        assert_eq!(read, matrix, "{scheme}");
         let mins = GroupValues::F32(vec![0.25; matrix.scales.len()]);
         let odd = PackedMatrix { mins: Some(mins), factor: 1.0 / 127.0, ..matrix };
-        assert_eq!(through_our_own(odd.clone()).unwrap(), odd, "{scheme}");
+        let read = through_our_own(odd.clone()).unwrap().into_order(CodeOrder::Rows);
+        assert_eq!(read, odd, "{scheme}");
     }
 }
 

@@ -5,7 +5,8 @@
 use std::path::PathBuf;
 
 use engine_quant::{
-    Bits, Grid, Group, GroupValues, Int4Range, PackedMatrix, SliceRows, Zeros, round_to_nearest,
+    Bits, CodeOrder, Grid, Group, GroupValues, Int4Range, PackedMatrix, RoundToNearest, SliceRows,
+    Zeros, round_to_nearest,
 };
 use half::f16;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -32,13 +33,9 @@ fn codes(matrix: &PackedMatrix) -> Vec<i32> {
         Zeros::Fixed(zero) => i32::from(zero),
         Zeros::PerGroup(_) => 0,
     };
-    let row_bytes = matrix.spec.row_bytes();
-    let mut row = vec![0; columns];
-    let unpack = |packed: &[u8]| {
-        matrix.spec.bits.unpack_row(packed, &mut row);
-        row.iter().map(|&code| i32::from(code) - zero).collect::<Vec<_>>()
-    };
-    matrix.codes.chunks_exact(row_bytes).flat_map(unpack).collect()
+    let mut all = Vec::with_capacity(matrix.spec.shape[0] * columns);
+    matrix.for_rows(|_, codes| all.extend(codes.iter().map(|&code| i32::from(code) - zero)));
+    all
 }
 
 /// `(file, grid)` of every scheme that the references have.
@@ -195,19 +192,52 @@ mod properties {
         fn stacked_rows_are_the_rows_of_the_parts(
             grid in grids(),
             columns in 1..100_usize,
-            numbers in prop::collection::vec(-4.0_f32..4.0, 500),
+            numbers in prop::collection::vec(-4.0_f32..4.0, 2000),
+            first in prop_oneof![Just(2_usize), Just(16)],
+            orders in prop::array::uniform2(prop_oneof![Just(CodeOrder::Rows), Just(CodeOrder::Blocks)]),
         ) {
-            let (top, bottom) = (&numbers[..2 * columns], &numbers[2 * columns..5 * columns]);
-            let round = |values| round_to_nearest(&SliceRows { values, columns }, grid).unwrap();
-            let parts = vec![round(top), round(bottom)];
+            let (top, bottom) = numbers[..(first + 3) * columns].split_at(first * columns);
+            let round = |values, order| {
+                let matrix = round_to_nearest(&SliceRows { values, columns }, grid).unwrap();
+                matrix.into_order(order)
+            };
+            let parts = vec![round(top, orders[0]), round(bottom, orders[1])];
             let expected = [parts[0].dequantize(), parts[1].dequantize()].concat();
-            match PackedMatrix::stack(parts) {
+            let size: usize = parts.iter().map(|part| part.codes.len()).sum();
+            let parts = PackedMatrix::stack(parts, size - 1).unwrap_err();
+            match PackedMatrix::stack(parts, size) {
                 Ok(stacked) => {
                     stacked.check().unwrap();
                     prop_assert_eq!(stacked.dequantize(), expected);
                 }
                 Err(parts) => prop_assert!(grid == Grid::Int8Tensor && parts.len() == 2),
             }
+        }
+
+        #[test]
+        fn parts_become_the_matrix_that_the_whole_becomes(
+            grid in grids(),
+            columns in 1..100_usize,
+            numbers in prop::collection::vec(-4.0_f32..4.0, 4000),
+            lens in prop::collection::vec(1..20_usize, 1..3),
+            spare in 0..20_usize,
+            order in prop_oneof![Just(CodeOrder::Rows), Just(CodeOrder::Blocks)],
+        ) {
+            let lens = if grid == Grid::Int8Tensor { &lens[..1] } else { &lens };
+            let out = lens.iter().sum::<usize>();
+            let spare = if grid == Grid::Int8Tensor { 0 } else { spare };
+            let rows = |rows: std::ops::Range<usize>| {
+                SliceRows { values: &numbers[rows.start * columns..rows.end * columns], columns }
+            };
+            let mut rounding = RoundToNearest::new([out + spare, columns], grid, order).unwrap();
+            let mut next = 0;
+            for len in lens {
+                rounding.push(&rows(next..next + len)).unwrap();
+                next += len;
+            }
+            prop_assert!(rounding.push(&rows(0..spare + 1)).is_err(), "there is no more room");
+            let whole = round_to_nearest(&rows(0..out), grid).unwrap();
+            prop_assert_eq!(rounding.finish().unwrap(), whole.into_order(order));
         }
     }
 }

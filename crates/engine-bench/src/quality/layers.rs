@@ -62,7 +62,7 @@ pub(super) fn errors_of_plan(
             StoredMatrix::Dense(_) if schemes.iter().all(|(_, s)| *s == Scheme::Keep) => {
                 continue;
             }
-            StoredMatrix::Dense(data) => data.iter::<f32>().collect::<Vec<_>>(),
+            StoredMatrix::Dense(matrix) => matrix.to_f32(),
         };
         errors.push(error_of_schemes(tensor.name, tensor.shape[1], &schemes, &values)?);
     }
@@ -88,13 +88,13 @@ pub(super) fn errors_of_model(
         if matches!(stored_type.as_str(), "F32" | "F16" | "BF16") {
             continue;
         }
-        let values = numbers(reference.matrix(&weight(&tensor.name), tensor.shape)?);
+        let values = reference.matrix(&weight(&tensor.name), tensor.shape)?.to_f32();
         let stored = candidate.matrix(&other_name, tensor.shape)?;
         let (format, num_bytes) = match &stored {
             StoredMatrix::Packed(packed) => (packed.format.clone(), packed.num_bytes()),
-            StoredMatrix::Dense(data) => (stored_type, data.as_bytes().len()),
+            StoredMatrix::Dense(matrix) => (stored_type, matrix.num_bytes()),
         };
-        let error = relative(&[Squares::of(&values, &numbers(stored))]);
+        let error = relative(&[Squares::of(&values, &stored.to_f32())]);
         errors.push(MatrixError {
             name: tensor.name,
             format,
@@ -173,13 +173,6 @@ fn is_rescaled(
         }
     }
     Ok(false)
-}
-
-fn numbers(stored: StoredMatrix) -> Vec<f32> {
-    match stored {
-        StoredMatrix::Dense(data) => data.iter::<f32>().collect(),
-        StoredMatrix::Packed(packed) => packed.dequantize(),
-    }
 }
 
 fn weight(name: &str) -> String {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use engine_core::{MatrixTensor, StoredMatrix};
+use engine_core::MatrixTensor;
 use engine_quant::{Grid, SliceRows, round_to_nearest};
 use plotters::chart::SeriesLabelPosition;
 use serde::Serialize;
@@ -67,10 +67,7 @@ impl RowScales {
         let mut model = Vec::new();
         for tensor in MatrixTensor::all(&config, weights.model_prefix()) {
             let stored = weights.matrix(&format!("{}.weight", tensor.name), tensor.shape)?;
-            let values: Vec<f32> = match stored {
-                StoredMatrix::Dense(data) => data.iter::<f32>().collect(),
-                StoredMatrix::Packed(packed) => packed.dequantize(),
-            };
+            let values = stored.to_f32();
             model.push(RowScalesEntry::of(tensor.name, &values, tensor.shape[1])?);
         }
         Ok(Self { random, model })

@@ -1,7 +1,5 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
-use burn_tensor::DType;
-
 use super::{
     CalibrateError, CalibratedTensor, Calibration, CalibrationEvent, MatrixReport, UnscaledReason,
     calibrate,
@@ -85,8 +83,7 @@ impl WeightSource for CalibratedModel {
 
     fn num_bytes(&self) -> usize {
         let bytes = |tensor: &CalibratedTensor| match tensor {
-            CalibratedTensor::Matrix(StoredMatrix::Dense(data)) => data.bytes.len(),
-            CalibratedTensor::Matrix(StoredMatrix::Packed(packed)) => packed.num_bytes(),
+            CalibratedTensor::Matrix(matrix) => matrix.num_bytes(),
             CalibratedTensor::Vector(values) => values.len() * size_of::<f32>(),
         };
         self.tensors.values().map(bytes).sum()
@@ -100,10 +97,7 @@ impl WeightSource for CalibratedModel {
         let Some(CalibratedTensor::Matrix(matrix)) = self.tensors.get(name) else {
             return Err(self.missing(name));
         };
-        let found = match matrix {
-            StoredMatrix::Dense(data) => data.shape.to_vec(),
-            StoredMatrix::Packed(packed) => packed.spec.shape.to_vec(),
-        };
+        let found = matrix.shape();
         match found == shape {
             true => Ok(matrix.clone()),
             false => Err(Self::wrong_shape(name, &shape, &found)),
@@ -123,11 +117,9 @@ impl WeightSource for CalibratedModel {
     fn stored_type(&self, name: &str) -> String {
         match self.tensors.get(name) {
             Some(CalibratedTensor::Matrix(StoredMatrix::Packed(packed))) => packed.format.clone(),
-            Some(CalibratedTensor::Matrix(StoredMatrix::Dense(data))) => match data.dtype {
-                DType::F16 => "F16".to_owned(),
-                DType::BF16 => "BF16".to_owned(),
-                _ => "F32".to_owned(),
-            },
+            Some(CalibratedTensor::Matrix(StoredMatrix::Dense(matrix))) => {
+                matrix.stored_type().name().to_owned()
+            }
             Some(CalibratedTensor::Vector(_)) => "F32".to_owned(),
             None => "nothing".to_owned(),
         }

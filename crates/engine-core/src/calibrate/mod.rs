@@ -14,7 +14,7 @@ mod scales;
 mod stage;
 
 use burn_tensor::Tensor;
-use engine_quant::{Dense, Packed, Scheme, SchemePlan, SliceRows, WeightMatrix, round_to_nearest};
+use engine_quant::{Dense, Packed, Scheme, SchemePlan, WeightMatrix, round_to_nearest};
 
 pub use calibrated::CalibratedModel;
 pub use report::{
@@ -220,9 +220,8 @@ fn embed<B: ModelBackend>(
         scheme = task.plan.scheme_of("lm_head", config.num_layers);
     }
     let stored = match (task.source.matrix(&format!("{name}.weight"), shape)?, scheme) {
-        (StoredMatrix::Dense(data), Scheme::Quantize { grid, .. }) => {
-            let values: Vec<f32> = data.iter::<f32>().collect();
-            let packed = round_to_nearest(&SliceRows { values: &values, columns: shape[1] }, grid);
+        (StoredMatrix::Dense(matrix), Scheme::Quantize { grid, .. }) => {
+            let packed = round_to_nearest(&matrix, grid);
             let error = |source| CalibrateError::Quantize { name: name.clone(), source };
             StoredMatrix::Packed(packed.map_err(error)?)
         }
@@ -243,7 +242,7 @@ fn upload<B: ModelBackend>(
     device: &B::Device,
 ) -> Result<Box<dyn WeightMatrix<B>>, LoadError> {
     Ok(match stored.clone() {
-        StoredMatrix::Dense(data) => Box::new(Dense::<B>::upload(data, device)?),
+        StoredMatrix::Dense(matrix) => Box::new(Dense::<B>::upload(matrix.into_data(), device)?),
         StoredMatrix::Packed(packed) => Box::new(Packed::<B>::upload(packed, device)?),
     })
 }

@@ -7,7 +7,7 @@ use engine_quant::{
 };
 
 use super::{CalibrateError, CalibratedTensor, Calibration, MatrixReport, Output};
-use crate::{LoadError, ModelBackend, StoredMatrix};
+use crate::{DenseMatrix, LoadError, ModelBackend, StoredMatrix};
 
 /// One matrix of a layer.
 pub(super) struct Projection {
@@ -186,7 +186,7 @@ impl<B: ModelBackend> Stage<B> {
         let mut start = 0;
         for projection in self.projections {
             let Projection { name, rows, stored, weight, .. } = projection;
-            let dense = || TensorData::new(weight, [rows, self.columns]);
+            let dense = || DenseMatrix::from_f32(weight, [rows, self.columns]);
             let stored = stored.unwrap_or_else(|| StoredMatrix::Dense(dense()));
             output.tensor(format!("{name}.weight"), CalibratedTensor::Matrix(stored))?;
             if let Some(bias) = &self.bias {
@@ -267,16 +267,13 @@ fn read_projection(
     let rows = shape[0];
     let stored = task.source.matrix(&format!("{name}.weight"), shape)?;
     let mut scheme = task.plan.scheme_of(&name, task.config.num_layers);
-    let weight = match &stored {
-        StoredMatrix::Dense(data) => data.iter::<f32>().collect(),
-        StoredMatrix::Packed(packed) => {
-            if scheme != Scheme::Keep {
-                output.already_quantized(&name)?;
-            }
-            scheme = Scheme::Keep;
-            packed.dequantize()
+    let weight = stored.to_f32();
+    if matches!(stored, StoredMatrix::Packed(_)) {
+        if scheme != Scheme::Keep {
+            output.already_quantized(&name)?;
         }
-    };
+        scheme = Scheme::Keep;
+    }
     let mut projection = Projection {
         name,
         scheme,

@@ -2,15 +2,24 @@ use std::{
     fs::File,
     ops::{Deref, Range},
     path::Path,
+    sync::Arc,
 };
 
+use engine_quant::{ByteSource, SharedBytes};
 use memmap2::Mmap;
 
 use crate::LoadError;
 
 /// The bytes of a file, paged in by the operating system as they are read.
 #[derive(Debug)]
-pub(crate) struct MappedFile(Mmap);
+pub(crate) struct MappedFile {
+    mapping: Arc<Mapping>,
+    /// Whether what is shared is copied.
+    copies: bool,
+}
+
+#[derive(Debug)]
+struct Mapping(Mmap);
 
 impl MappedFile {
     pub(crate) fn open(path: &Path) -> Result<Self, LoadError> {
@@ -21,14 +30,45 @@ impl MappedFile {
         }
         // SAFETY: the mapping is private to this type and read-only. Rust's part of the contract
         // is that the bytes do not change while borrowed: whoever overwrites or truncates a
-        // checkpoint in place while it is loaded breaks it, as for every program that maps files;
+        // checkpoint in place while it is in use breaks it, as for every program that maps files;
         // replacing a file by renaming, as downloads and package managers do, is safe.
-        unsafe { Mmap::map(&file) }.map(Self).map_err(io)
+        let map = unsafe { Mmap::map(&file) };
+        let mapping = |map| Self { mapping: Arc::new(Mapping(map)), copies: false };
+        map.map(mapping).map_err(io)
+    }
+
+    /// Copies from now on what is shared, so that nothing depends on the file once it is loaded.
+    pub(crate) fn copy(&mut self) {
+        self.copies = true;
+    }
+
+    /// A part of the file, which stays mapped for it, or a copy.
+    pub(crate) fn share(&self, range: Range<usize>) -> SharedBytes {
+        let mapped = SharedBytes::new(self.mapping.clone(), range);
+        if self.copies { SharedBytes::from(mapped.to_vec()) } else { mapped }
     }
 
     /// Gives the memory of pages back that have been read and are not needed soon; they are read
     /// from the file again if they are.
     pub(crate) fn release(&self, range: Range<usize>) {
+        self.mapping.release(range);
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.mapping.0
+    }
+}
+
+impl ByteSource for Mapping {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
         {
             // SAFETY: the mapping is of a file, shared and read-only, so a page that is dropped
@@ -42,13 +82,5 @@ impl MappedFile {
         }
         #[cfg(not(unix))]
         let _ = range;
-    }
-}
-
-impl Deref for MappedFile {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.0
     }
 }

@@ -14,9 +14,10 @@ use std::{
 };
 
 use burn_tensor::TensorData;
+use engine_quant::SharedBytes;
 use safetensors::Dtype;
 
-use crate::{LoadError, QuantizationConfig};
+use crate::{DenseMatrix, LoadError, QuantizationConfig};
 pub(crate) use header::disguise;
 use header::{Entry, read_header};
 use index::read_index;
@@ -37,6 +38,15 @@ pub enum StoredType {
 }
 
 impl StoredType {
+    /// Its name in safetensors files, such as `BF16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+        }
+    }
+
     /// Bytes of one element.
     pub fn num_bytes(self) -> usize {
         match self {
@@ -61,8 +71,9 @@ pub struct TensorRef<'a> {
 
 /// The tensors of a model directory, mapped into memory.
 ///
-/// Everything about the files' structure is checked when they are opened. The files must not be
-/// changed in place while the checkpoint is open.
+/// Everything about the files' structure is checked when they are opened. Matrices stay where the
+/// files are mapped as long as somebody has them, so the files must not be changed in place while
+/// the checkpoint is open or a model uses it; [`Checkpoint::copied`] copies them instead.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -172,6 +183,13 @@ impl Checkpoint {
         Ok(Self { source, shards, tensors: found, quantization: None })
     }
 
+    /// Copies matrices when they are read, so that a model does not depend on the files once it is
+    /// loaded: for files on a network, or such as will be changed in place.
+    pub fn copied(mut self) -> Self {
+        self.shards.iter_mut().for_each(|shard| shard.bytes.copy());
+        self
+    }
+
     /// Whether there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
@@ -211,14 +229,16 @@ impl Checkpoint {
 
     /// The tensor `name`, whatever its type.
     fn raw(&self, name: &str) -> Result<(&Entry, &[u8]), LoadError> {
-        let Some(Place { shard, entry }) = self.tensors.get(name) else {
-            return Err(LoadError::MissingTensor {
-                file: self.source.clone(),
-                tensor: name.to_owned(),
-                closest: closest_name(self.names(), name),
-            });
-        };
+        let Place { shard, entry } = self.place(name)?;
         Ok((entry, &self.shards[*shard].bytes[entry.range.clone()]))
+    }
+
+    fn place(&self, name: &str) -> Result<&Place, LoadError> {
+        self.tensors.get(name).ok_or_else(|| LoadError::MissingTensor {
+            file: self.source.clone(),
+            tensor: name.to_owned(),
+            closest: closest_name(self.names(), name),
+        })
     }
 
     /// Copies the tensor `name`, in its stored type, after checking its shape.
@@ -226,35 +246,32 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::tensor`], or if the shape is another.
     pub fn load(&self, name: &str, shape: &[usize]) -> Result<TensorData, LoadError> {
-        self.load_concat(&[(name, shape)])
+        self.checked(name, shape).map(|tensor| convert::copy(&tensor))
     }
 
-    /// Copies several tensors, each with its expected shape, into one: joined along the first
-    /// dimension (`q_proj`, `k_proj` and `v_proj` become one matrix). The element type is that of
-    /// the parts if they agree, else f32.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::load`] of each part.
-    ///
-    /// # Panics
-    /// If there is no part, or the expected shapes differ beyond the first dimension.
-    pub fn load_concat(&self, parts: &[(&str, &[usize])]) -> Result<TensorData, LoadError> {
-        let tensors = parts
-            .iter()
-            .map(|(name, shape)| {
-                let tensor = self.tensor(name)?;
-                if tensor.shape == *shape {
-                    return Ok(tensor);
-                }
-                Err(LoadError::Shape {
-                    file: self.path_of(name),
-                    tensor: (*name).to_owned(),
-                    expected: shape.to_vec(),
-                    found: tensor.shape.to_vec(),
-                })
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(convert::concat(&tensors))
+    /// The matrix `name` where the file is mapped, after checking its shape.
+    fn dense(&self, name: &str, shape: [usize; 2]) -> Result<DenseMatrix, LoadError> {
+        let TensorRef { dtype, .. } = self.checked(name, &shape)?;
+        Ok(DenseMatrix::from_le_bytes(dtype, shape, self.share(name)?))
+    }
+
+    /// The bytes of the tensor `name`.
+    fn share(&self, name: &str) -> Result<SharedBytes, LoadError> {
+        let Place { shard, entry } = self.place(name)?;
+        Ok(self.shards[*shard].bytes.share(entry.range.clone()))
+    }
+
+    fn checked(&self, name: &str, shape: &[usize]) -> Result<TensorRef<'_>, LoadError> {
+        let tensor = self.tensor(name)?;
+        if tensor.shape == shape {
+            return Ok(tensor);
+        }
+        Err(LoadError::Shape {
+            file: self.path_of(name),
+            tensor: name.to_owned(),
+            expected: shape.to_vec(),
+            found: tensor.shape.to_vec(),
+        })
     }
 
     /// Gives back the memory of a tensor that has been copied.

@@ -1,8 +1,7 @@
 //! The tensors of one matrix in few bits, checked and handed to the format that knows them.
 
-use burn_tensor::TensorData;
 use engine_quant::{
-    GroupValues, QuantError,
+    GroupValues, QuantError, SharedBytes,
     formats::{
         Unpacked,
         awq::{self, AwqTensors},
@@ -16,7 +15,7 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use super::{Checkpoint, header::Entry as Place};
-use crate::{LoadError, StoredMatrix};
+use crate::{DenseMatrix, LoadError, StoredMatrix};
 
 /// Types of scales.
 const FLOATS: &[Dtype] = &[Dtype::F16, Dtype::BF16, Dtype::F32];
@@ -118,7 +117,7 @@ impl<'a> Parts<'a> {
             tensor.bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect()
         };
         let tensors = NativeTensors {
-            codes: self.tensor("codes", &[Dtype::U8], &[out, spec.row_bytes()])?.bytes,
+            codes: self.share("codes", &[Dtype::U8], &spec.code_shape(entry.order))?,
             scales: self.values("scales", &per_group)?,
             zeros: self.optional("zeros", &[Dtype::U8], &per_group)?.map(|tensor| tensor.bytes),
             mins: optional("mins", &per_group)?.map(|tensor| values(&tensor)),
@@ -126,7 +125,7 @@ impl<'a> Parts<'a> {
             column_order: self.optional("column_order", &[Dtype::I32], &[in_])?.map(order),
         };
         let packed = native::unpack(self.shape, entry, tensors);
-        self.finish(packed.map(Unpacked::Packed), &["codes", "scales", "zeros", "mins"])
+        self.finish(packed.map(Unpacked::Packed), &["scales", "zeros", "mins"])
     }
 
     /// The matrix for the loader; gives the memory of its tensors back.
@@ -137,7 +136,9 @@ impl<'a> Parts<'a> {
     ) -> Result<StoredMatrix, LoadError> {
         let stored = match unpacked.map_err(|error| self.damaged(error))? {
             Unpacked::Packed(packed) => StoredMatrix::Packed(packed),
-            Unpacked::Floats(values) => StoredMatrix::Dense(TensorData::new(values, self.shape)),
+            Unpacked::Floats(values) => {
+                StoredMatrix::Dense(DenseMatrix::from_f32(values, self.shape))
+            }
         };
         parts.iter().for_each(|part| self.checkpoint.release(&self.name(part)));
         Ok(stored)
@@ -149,6 +150,17 @@ impl<'a> Parts<'a> {
 
     fn values(&self, part: &str, shape: &[usize]) -> Result<GroupValues, LoadError> {
         self.tensor(part, FLOATS, shape).map(|tensor| values(&tensor))
+    }
+
+    /// A tensor's bytes where they are mapped.
+    fn share(
+        &self,
+        part: &str,
+        dtypes: &[Dtype],
+        shape: &[usize],
+    ) -> Result<SharedBytes, LoadError> {
+        self.tensor(part, dtypes, shape)?;
+        self.checkpoint.share(&self.name(part))
     }
 
     fn optional(

@@ -57,9 +57,7 @@ impl WeightSource for Checkpoint {
 
     fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<StoredMatrix, LoadError> {
         let Some((config, module)) = self.layout(name) else {
-            let data = self.load(name, &shape)?;
-            self.release(name);
-            return Ok(StoredMatrix::Dense(data));
+            return self.dense(name, shape).map(StoredMatrix::Dense);
         };
         let parts = Parts { checkpoint: self, module, shape };
         match config {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use engine_quant::{
-    Bits, Group,
+    Bits, CodeOrder, Group,
     formats::{gptq::ZeroPoints, native::Entry},
 };
 use serde_json::{Map, Value, json};
@@ -48,8 +48,8 @@ pub struct NativeConfig {
     pub tensors: BTreeMap<String, Entry>,
 }
 
-/// The one version of our own layout.
-const VERSION: usize = 1;
+/// The version of our own layout that is written. Version 1 has codes in rows alone.
+const VERSION: usize = 2;
 /// More columns than any matrix has.
 const MAX_GROUP: usize = 1 << 24;
 /// What to do with a checkpoint of another kind.
@@ -177,8 +177,8 @@ fn bitsandbytes(fields: &Fields<'_>) -> Result<QuantizationConfig, LoadError> {
 
 fn native(fields: &Fields<'_>) -> Result<NativeConfig, LoadError> {
     let version = fields.count("version", 1..=usize::MAX)?;
-    if version != Some(VERSION) {
-        return Err(fields.error("version", format!("{VERSION}, which this library reads")));
+    if version.is_none_or(|version| version > VERSION) {
+        return Err(fields.error("version", format!("1 to {VERSION}, which this library reads")));
     }
     let default = fields.object("default")?;
     let default = entry(&fields.require("default", "an object", default)?)?;
@@ -203,6 +203,10 @@ fn entry(fields: &Fields<'_>) -> Result<Entry, LoadError> {
         per_tensor: fields.flag("per_tensor")?.unwrap_or(false),
         zero: zero.map(|zero| zero as u8),
         factor: fields.number("factor", -1e30..=1e30)?.unwrap_or(1.0) as f32,
+        order: match one_of(fields, "order", &["rows", "blocks"])?.as_deref() {
+            Some("blocks") => CodeOrder::Blocks,
+            _ => CodeOrder::Rows,
+        },
     })
 }
 
@@ -262,6 +266,9 @@ fn entry_json(entry: &Entry) -> Value {
     }
     if entry.factor != 1.0 {
         json["factor"] = f64::from(entry.factor).into();
+    }
+    if entry.order != CodeOrder::Rows {
+        json["order"] = entry.order.name().into();
     }
     json
 }

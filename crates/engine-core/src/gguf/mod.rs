@@ -38,7 +38,8 @@ pub struct GgufTensor<'a> {
 
 /// A GGUF file, mapped into memory.
 ///
-/// The file must not be changed in place while it is open.
+/// Matrices of floats stay where the file is mapped as long as somebody has them, so it must not be
+/// changed in place while it is open or a model uses it; [`GgufFile::copied`] copies them instead.
 ///
 /// ```
 /// use engine_core::GgufFile;
@@ -80,6 +81,13 @@ impl GgufFile {
         let bytes = MappedFile::open(&path)?;
         let (metadata, tensors) = header::read(&bytes, &path)?;
         Ok(Self { path, bytes, metadata, tensors })
+    }
+
+    /// Copies matrices when they are read, so that a model does not depend on the file once it is
+    /// loaded.
+    pub fn copied(mut self) -> Self {
+        self.bytes.copy();
+        self
     }
 
     /// The file.

@@ -1,10 +1,12 @@
 //! A GGUF file as a source of weights.
 
 use burn_tensor::TensorData;
-use engine_quant::{GgufMatrix, QuantError};
+use engine_quant::{GgufMatrix, GgufType, QuantError};
 
 use super::{GgufFile, GgufTensor, names::gguf_name};
-use crate::{LoadError, StoredMatrix, WeightSource, checkpoint::closest_name};
+use crate::{
+    DenseMatrix, LoadError, StoredMatrix, StoredType, WeightSource, checkpoint::closest_name,
+};
 
 impl WeightSource for GgufFile {
     fn contains(&self, name: &str) -> bool {
@@ -38,8 +40,21 @@ impl WeightSource for GgufFile {
             bytes: tensor.bytes,
             row_order: order.as_deref(),
         };
+        let in_place = match tensor.kind {
+            GgufType::F32 => Some(StoredType::F32),
+            GgufType::F16 => Some(StoredType::F16),
+            GgufType::BF16 => Some(StoredType::Bf16),
+            _ => None,
+        };
+        if let (Some(stored_type), None, Some(entry), false) =
+            (in_place, &order, self.tensors.get(tensor.name), shape.contains(&0))
+        {
+            let bytes = self.bytes.share(entry.range.clone());
+            let matrix = DenseMatrix::from_le_bytes(stored_type, shape, bytes);
+            return Ok(StoredMatrix::Dense(matrix));
+        }
         let stored = match tensor.kind.is_float() {
-            true => matrix.floats().map(StoredMatrix::Dense),
+            true => matrix.floats().and_then(DenseMatrix::from_data).map(StoredMatrix::Dense),
             false => matrix.pack().map(StoredMatrix::Packed),
         };
         self.release(tensor.name);

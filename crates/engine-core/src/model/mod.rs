@@ -9,8 +9,7 @@ use burn_tensor::{DType, Tensor, TensorData};
 use engine_quant::{Activations, WeightMatrix};
 
 pub use load::{
-    DenseRows, LoadEntry, LoadProgress, LoadReport, MatrixTensor, Treatment, load,
-    planned_weight_bytes,
+    LoadEntry, LoadProgress, LoadReport, MatrixTensor, Treatment, load, planned_weight_bytes,
 };
 
 use crate::{

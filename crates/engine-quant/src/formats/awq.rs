@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::{
     NamedTensor, counted, only_steps, shared_zero, transpose_values, unwritable, word, zero_of_each,
 };
-use crate::{Bits, GroupValues, Levels, PackedMatrix, PackedSpec, QuantError};
+use crate::{Bits, CodeOrder, GroupValues, Levels, PackedMatrix, PackedSpec, QuantError};
 
 /// Which of eight neighbouring output columns each nibble of a word belongs to.
 const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
@@ -77,7 +77,8 @@ pub fn unpack(
     let packed = PackedMatrix {
         spec,
         format: format!("awq int4:group={group_size}"),
-        codes,
+        order: CodeOrder::Rows,
+        codes: codes.into(),
         scales: transpose_values(&tensors.scales, groups, out),
         zeros: shared_zero(zeros),
         mins: None,
@@ -106,13 +107,11 @@ pub fn pack(name: &str, matrix: &PackedMatrix) -> Result<Vec<NamedTensor>, Quant
         words[line * (out / 8) + row / 8] |= u32::from(code) << (4 * nibble);
     };
     let mut qweight = vec![0_u32; in_ * out / 8];
-    let mut codes = vec![0; in_];
-    for (row, packed) in matrix.codes.chunks_exact(spec.row_bytes()).enumerate() {
-        spec.bits.unpack_row(packed, &mut codes);
+    matrix.for_rows(|row, codes| {
         for (column, &code) in codes.iter().enumerate() {
             place(&mut qweight, column, row, code);
         }
-    }
+    });
     let mut qzeros = vec![0_u32; groups * out / 8];
     for (i, zero) in zero_of_each(&matrix.zeros, out * groups).into_iter().enumerate() {
         place(&mut qzeros, i % groups, i / groups, zero);

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::{Unpacked, counted};
 use crate::{
-    Bits, GroupValues, Levels, NF4_LEVELS, PackedMatrix, PackedSpec, QuantError, Zeros,
+    Bits, CodeOrder, GroupValues, Levels, NF4_LEVELS, PackedMatrix, PackedSpec, QuantError, Zeros,
     grid::nf4_code,
 };
 
@@ -67,7 +67,8 @@ pub fn unpack_nf4(shape: [usize; 2], tensors: &Nf4Tensors<'_>) -> Result<Unpacke
     Ok(Unpacked::Packed(PackedMatrix {
         spec,
         format: "bitsandbytes nf4".to_owned(),
-        codes: packed,
+        order: CodeOrder::Rows,
+        codes: packed.into(),
         scales: GroupValues::F32(absmax.clone()),
         zeros: Zeros::Fixed(0),
         mins: None,
@@ -123,7 +124,8 @@ pub fn unpack_int8(
     let packed = PackedMatrix {
         spec,
         format: "bitsandbytes int8".to_owned(),
-        codes,
+        order: CodeOrder::Rows,
+        codes: codes.into(),
         scales: GroupValues::F32(scb),
         zeros: Zeros::Fixed(128),
         mins: None,

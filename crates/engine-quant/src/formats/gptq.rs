@@ -18,7 +18,7 @@ use super::{
     NamedTensor, Unpacked, counted, only_steps, shared_zero, transpose_values, unwritable, word,
     zero_of_each,
 };
-use crate::{Bits, GroupValues, Levels, PackedMatrix, PackedSpec, QuantError};
+use crate::{Bits, CodeOrder, GroupValues, Levels, PackedMatrix, PackedSpec, QuantError};
 
 /// What the configuration says about all matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +102,8 @@ pub fn unpack(layout: &GptqLayout, tensors: &GptqTensors<'_>) -> Result<Unpacked
     let packed = PackedMatrix {
         spec,
         format: format!("gptq int{}:group={group_size}", 32 / per_word),
-        codes,
+        order: CodeOrder::Rows,
+        codes: codes.into(),
         scales,
         zeros: shared_zero(zeros),
         mins: None,
@@ -250,16 +251,14 @@ pub fn pack(
         return Err(unwritable("gptq", "both sides are multiples of a word's codes"));
     }
     let mut qweight = vec![0_u32; in_ / per_word * out];
-    let mut codes = vec![0; in_];
     let column = |k: usize| matrix.column_order.as_ref().map_or(k, |order| order[k] as usize);
-    for (row, packed) in matrix.codes.chunks_exact(spec.row_bytes()).enumerate() {
-        spec.bits.unpack_row(packed, &mut codes);
+    matrix.for_rows(|row, codes| {
         for (k, &code) in codes.iter().enumerate() {
             let column = column(k);
             let word = &mut qweight[column / per_word * out + row];
             *word |= u32::from(code) << (column % per_word * width);
         }
-    }
+    });
     let mask = ((1_u32 << width) - 1) as u8;
     let mut qzeros = vec![0_u32; groups * out / per_word];
     for (i, zero) in zero_of_each(&matrix.zeros, out * groups).into_iter().enumerate() {

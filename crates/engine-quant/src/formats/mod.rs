@@ -11,7 +11,7 @@ pub mod native;
 
 use half::f16;
 
-use crate::{GroupValues, PackedMatrix, QuantError, Zeros};
+use crate::{GroupValues, PackedMatrix, QuantError, SharedBytes, Zeros};
 
 /// A matrix of a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,7 +43,7 @@ pub struct NamedTensor {
     /// Its shape, outermost dimension first.
     pub shape: Vec<usize>,
     /// Its elements, little-endian.
-    pub bytes: Vec<u8>,
+    pub bytes: SharedBytes,
 }
 
 /// Types of elements in [`NamedTensor`]s.
@@ -60,17 +60,17 @@ pub enum Element {
 }
 
 impl NamedTensor {
-    pub(crate) fn bytes(name: String, shape: Vec<usize>, bytes: Vec<u8>) -> Self {
+    pub(crate) fn bytes(name: String, shape: Vec<usize>, bytes: SharedBytes) -> Self {
         Self { name, element: Element::U8, shape, bytes }
     }
 
     pub(crate) fn words(name: String, shape: Vec<usize>, words: &[u32]) -> Self {
-        let bytes = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        Self { name, element: Element::I32, shape, bytes }
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        Self { name, element: Element::I32, shape, bytes: bytes.into() }
     }
 
     pub(crate) fn floats(name: String, shape: Vec<usize>, values: &GroupValues) -> Self {
-        let (element, bytes) = match values {
+        let (element, bytes): (_, Vec<u8>) = match values {
             GroupValues::F16(values) => {
                 (Element::F16, values.iter().flat_map(|value| value.to_le_bytes()).collect())
             }
@@ -78,12 +78,12 @@ impl NamedTensor {
                 (Element::F32, values.iter().flat_map(|value| value.to_le_bytes()).collect())
             }
         };
-        Self { name, element, shape, bytes }
+        Self { name, element, shape, bytes: bytes.into() }
     }
 }
 
 /// That `found` things are as many as expected.
-fn counted(what: &'static str, expected: usize, found: usize) -> Result<(), QuantError> {
+pub(crate) fn counted(what: &'static str, expected: usize, found: usize) -> Result<(), QuantError> {
     if expected == found { Ok(()) } else { Err(QuantError::Malformed { what, expected, found }) }
 }
 

@@ -4,7 +4,7 @@
 //!
 //! | name | elements | shape |
 //! |---|---|---|
-//! | `X.codes` | `U8` | `[out, row_bytes]`, rows and chunks as in a packed matrix |
+//! | `X.codes` | `U8` | `[rows or blocks of 16 rows, bytes of each]`, in the [`CodeOrder`] of the entry |
 //! | `X.scales` | `F16` or `F32` | `[out, groups]`, or `[1, 1]` if one for the matrix |
 //! | `X.zeros` | `U8` | as `scales`; only if groups have their own |
 //! | `X.mins` | as `scales` | as `scales`; only if there are any |
@@ -14,7 +14,9 @@
 //! Everything else is an [`Entry`], which stands in `config.json`.
 
 use super::{NamedTensor, counted};
-use crate::{Bits, GroupValues, Levels, PackedMatrix, PackedSpec, QuantError, Zeros};
+use crate::{
+    Bits, CodeOrder, GroupValues, Levels, PackedMatrix, PackedSpec, QuantError, SharedBytes, Zeros,
+};
 
 /// What a matrix' tensors do not say.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,13 +33,15 @@ pub struct Entry {
     pub zero: Option<u8>,
     /// Multiplies every number after all else.
     pub factor: f32,
+    /// In which order the codes are.
+    pub order: CodeOrder,
 }
 
 /// The tensors of one matrix, as the file has them.
 #[derive(Debug, Clone)]
 pub struct NativeTensors<'a> {
-    /// `[out, row_bytes]`.
-    pub codes: &'a [u8],
+    /// Where the file has them.
+    pub codes: SharedBytes,
     /// `[out, groups]`.
     pub scales: GroupValues,
     /// `[out, groups]`.
@@ -97,7 +101,8 @@ pub fn unpack(
     let packed = PackedMatrix {
         spec: entry.spec(shape, levels),
         format: entry.format.clone(),
-        codes: tensors.codes.to_vec(),
+        order: entry.order,
+        codes: tensors.codes,
         scales: tensors.scales,
         zeros,
         mins: tensors.mins,
@@ -108,21 +113,27 @@ pub fn unpack(
     Ok(packed)
 }
 
-/// Writes a matrix: its entry, and its tensors under `name.codes` and so on.
+/// Writes a matrix: its entry, and its tensors under `name.codes` and so on. Codes that count steps
+/// are written in [`CodeOrder::Blocks`], which the fastest products read where the file is mapped.
 pub fn pack(name: &str, matrix: PackedMatrix) -> (Entry, Vec<NamedTensor>) {
+    let order = match matrix.spec.levels {
+        Levels::Steps => CodeOrder::Blocks,
+        Levels::Table(_) => CodeOrder::Rows,
+    };
+    let matrix = matrix.into_order(order);
     let spec = matrix.spec;
     let [out, in_] = spec.shape;
     let per_group =
         if spec.per_tensor { vec![1, 1] } else { vec![out, in_.div_ceil(spec.group_size)] };
     let called = |part: &str| format!("{name}.{part}");
     let mut tensors = vec![
-        NamedTensor::bytes(called("codes"), vec![out, spec.row_bytes()], matrix.codes),
+        NamedTensor::bytes(called("codes"), spec.code_shape(matrix.order).to_vec(), matrix.codes),
         NamedTensor::floats(called("scales"), per_group.clone(), &matrix.scales),
     ];
     let zero = match matrix.zeros {
         Zeros::Fixed(zero) => Some(zero),
         Zeros::PerGroup(zeros) => {
-            tensors.push(NamedTensor::bytes(called("zeros"), per_group.clone(), zeros));
+            tensors.push(NamedTensor::bytes(called("zeros"), per_group.clone(), zeros.into()));
             None
         }
     };
@@ -143,6 +154,7 @@ pub fn pack(name: &str, matrix: PackedMatrix) -> (Entry, Vec<NamedTensor>) {
         per_tensor: spec.per_tensor,
         zero,
         factor: matrix.factor,
+        order: matrix.order,
     };
     (entry, tensors)
 }

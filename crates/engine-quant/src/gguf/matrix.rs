@@ -3,7 +3,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::{GgufType, Layout, blocks::Block};
-use crate::{GroupValues, PackedMatrix, PackedSpec, QuantError, Zeros};
+use crate::{CodeOrder, GroupValues, PackedMatrix, PackedSpec, QuantError, Zeros};
 
 /// A matrix as a GGUF file has it.
 ///
@@ -54,7 +54,8 @@ impl GgufMatrix<'_> {
         let matrix = PackedMatrix {
             spec: self.spec(&layout),
             format: self.kind.to_string().to_lowercase(),
-            codes,
+            order: CodeOrder::Rows,
+            codes: codes.into(),
             scales,
             zeros: Zeros::Fixed(layout.zero),
             mins: layout.has_mins.then_some(mins),

@@ -15,7 +15,8 @@ use super::{
     linalg::{Part, factor_of_inverse, subtract_product},
 };
 use crate::{
-    Bits, Grid, GroupParams, GroupValues, PackedMatrix, PackedSpec, QuantError, Rows, Zeros,
+    Bits, CodeOrder, Grid, GroupParams, GroupValues, PackedMatrix, PackedSpec, QuantError, Rows,
+    Zeros,
 };
 
 /// Rows that a thread works on at a time.
@@ -207,7 +208,8 @@ pub fn gptq(rows: &dyn Rows, factor: &GptqFactor, grid: Grid) -> Result<PackedMa
     Ok(PackedMatrix {
         spec,
         format: grid.to_string(),
-        codes,
+        order: CodeOrder::Rows,
+        codes: codes.into(),
         scales: GroupValues::F16(params.iter().map(|params| params.scale).collect()),
         zeros,
         mins: None,

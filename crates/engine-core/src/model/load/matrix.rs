@@ -1,25 +1,17 @@
 //! From the tensors of a file to one matrix on the device.
 
-use std::ops::Range;
+use std::{marker::PhantomData, ops::Range};
 
-use burn_tensor::TensorData;
 use engine_quant::{
-    Activations, Dense, Packed, PackedMatrix, QuantOps, Scheme, SchemePlan, Stacked, WeightMatrix,
-    round_to_nearest,
+    Activations, Dense, Grid, Packed, PackedMatrix, QuantError, QuantOps, RoundToNearest, Scheme,
+    SchemePlan, Stacked, WeightMatrix,
 };
 
 use super::{
-    dense::{DenseRows, join, slice_rows},
     parts::{MatrixParts, Part},
     report::{LoadEntry, LoadReport, Treatment},
 };
-use crate::{LoadError, StoredMatrix, WeightSource};
-
-/// Rows of a matrix, on the host.
-pub(super) enum Rows {
-    Dense(TensorData),
-    Packed(PackedMatrix),
-}
+use crate::{DenseMatrix, LoadError, StoredMatrix, WeightSource};
 
 /// Reads matrices as the plan wants them and keeps the books.
 pub(super) struct MatrixReader<'a> {
@@ -30,84 +22,138 @@ pub(super) struct MatrixReader<'a> {
 }
 
 impl MatrixReader<'_> {
-    /// The rows of one matrix, neighbours of the same format joined, and the bytes that were read.
-    pub fn read(&mut self, matrix: &MatrixParts) -> Result<(Vec<Rows>, usize), LoadError> {
-        let (mut rows, mut num_bytes) = (Vec::new(), 0);
-        for part in &matrix.parts {
+    /// The rows of one matrix for products with such activations, neighbours of the same format
+    /// joined, and the bytes that were read.
+    pub fn read<B: QuantOps>(
+        &mut self,
+        matrix: &MatrixParts,
+        activations: Activations,
+    ) -> Result<(Vec<StoredMatrix>, usize), LoadError> {
+        let mut rows = MatrixRows::<B>::new(activations, matrix.columns);
+        let mut num_bytes = 0;
+        let runs: Vec<_> =
+            matrix.parts.iter().map(|part| runs(part, self.plan, self.num_layers)).collect();
+        for (i, part) in matrix.parts.iter().enumerate() {
             let name = format!("{}.weight", part.tensor);
-            match self.source.matrix(&name, [part.rows(), matrix.columns])? {
-                StoredMatrix::Dense(data) => {
-                    num_bytes += data.bytes.len();
-                    self.place_dense(part, &name, data, &mut rows)?;
-                }
+            let stored = self.source.matrix(&name, [part.rows(), matrix.columns])?;
+            num_bytes += stored.num_bytes();
+            let matrix = match stored {
+                StoredMatrix::Dense(matrix) => matrix,
                 StoredMatrix::Packed(packed) => {
-                    num_bytes += packed.num_bytes();
-                    self.place_packed(part, &name, packed, &mut rows);
+                    if runs[i].iter().any(|(_, scheme)| *scheme != Scheme::Keep) {
+                        self.report.left_as_stored += 1;
+                    }
+                    let (format, num_bytes) = (packed.format.clone(), packed.num_bytes());
+                    self.enter(&name, format, num_bytes, Treatment::Kept);
+                    rows.add(StoredMatrix::Packed(packed)).map_err(quantize_error(&name))?;
+                    continue;
                 }
+            };
+            let (kept, quantized) = match is_float(&self.source.stored_type(&name)) {
+                true => (Treatment::Kept, Treatment::Quantized),
+                false => (Treatment::Dequantized, Treatment::Requantized),
+            };
+            for (j, (range, scheme)) in runs[i].iter().enumerate() {
+                let some = matrix.slice_rows(range.clone());
+                let Scheme::Quantize { grid, .. } = *scheme else {
+                    let format = some.stored_type().name().to_lowercase();
+                    self.enter(&name, format, some.num_bytes(), kept);
+                    rows.add(StoredMatrix::Dense(some)).map_err(quantize_error(&name))?;
+                    continue;
+                };
+                self.enter(&name, grid.to_string(), grid.num_bytes(some.shape()), quantized);
+                // As many rows as may follow with the same grid.
+                let rest = runs[i][j..].iter().chain(runs[i + 1..].iter().flatten());
+                let alike = rest.take_while(|(_, other)| other.grid() == Some(grid));
+                let most = alike.map(|(range, _)| range.len()).sum();
+                rows.round(&some, grid, most).map_err(quantize_error(&name))?;
             }
         }
+        let rows = rows.finish().map_err(quantize_error(&matrix.parts[0].tensor))?;
         Ok((rows, num_bytes))
     }
 
-    fn place_packed(&mut self, part: &Part, name: &str, packed: PackedMatrix, to: &mut Vec<Rows>) {
-        let wanted = runs(part, self.plan, self.num_layers);
-        if wanted.iter().any(|(_, scheme)| *scheme != Scheme::Keep) {
-            self.report.left_as_stored += 1;
-        }
-        self.place(name, Rows::Packed(packed), Treatment::Kept, to);
+    fn enter(&mut self, name: &str, format: String, num_bytes: usize, treatment: Treatment) {
+        let stored_type = self.source.stored_type(name);
+        self.report.add(LoadEntry { stored_type, format, treatment, matrices: 1, num_bytes });
+    }
+}
+
+fn quantize_error(name: &str) -> impl FnOnce(QuantError) -> LoadError + use<> {
+    let tensor = name.to_owned();
+    |source| LoadError::Quantize { tensor, source }
+}
+
+/// The rows of a matrix in the making.
+struct MatrixRows<B> {
+    activations: Activations,
+    columns: usize,
+    done: Vec<StoredMatrix>,
+    /// Rows of floats that are becoming rows in few bits.
+    rounding: Option<(Grid, RoundToNearest)>,
+    backend: PhantomData<B>,
+}
+
+impl<B: QuantOps> MatrixRows<B> {
+    fn new(activations: Activations, columns: usize) -> Self {
+        Self { activations, columns, done: Vec::new(), rounding: None, backend: PhantomData }
     }
 
-    fn place_dense(
-        &mut self,
-        part: &Part,
-        name: &str,
-        data: TensorData,
-        to: &mut Vec<Rows>,
-    ) -> Result<(), LoadError> {
-        let floats = is_float(&self.source.stored_type(name));
-        let kept = if floats { Treatment::Kept } else { Treatment::Dequantized };
-        let quantized = if floats { Treatment::Quantized } else { Treatment::Requantized };
-        let runs = runs(part, self.plan, self.num_layers);
-        if let [(_, Scheme::Keep)] = runs[..] {
-            self.place(name, Rows::Dense(data), kept, to);
-            return Ok(());
+    /// Rounds rows, `most` at most with those that follow.
+    fn round(&mut self, rows: &DenseMatrix, grid: Grid, most: usize) -> Result<(), QuantError> {
+        let goes_on = |(last, _): &(Grid, _)| *last == grid && grid != Grid::Int8Tensor;
+        if !self.rounding.as_ref().is_some_and(goes_on) {
+            self.end_rounding()?;
+            let most = if grid == Grid::Int8Tensor { rows.shape()[0] } else { most };
+            let spec = grid.spec([most, self.columns]);
+            let order = B::code_order(&spec, self.activations);
+            self.rounding = Some((grid, RoundToNearest::new(spec.shape, grid, order)?));
         }
-        for (rows, scheme) in runs {
-            let Scheme::Quantize { grid, .. } = scheme else {
-                self.place(name, Rows::Dense(slice_rows(&data, rows)), kept, to);
-                continue;
-            };
-            let packed = round_to_nearest(&DenseRows { data: &data, rows }, grid)
-                .map_err(|source| LoadError::Quantize { tensor: name.to_owned(), source })?;
-            self.place(name, Rows::Packed(packed), quantized, to);
+        match &mut self.rounding {
+            Some((_, rounding)) => rounding.push(rows),
+            None => Ok(()),
+        }
+    }
+
+    fn end_rounding(&mut self) -> Result<(), QuantError> {
+        if let Some((_, rounding)) = self.rounding.take() {
+            self.stack(StoredMatrix::Packed(rounding.finish()?));
         }
         Ok(())
     }
 
-    fn place(&mut self, name: &str, rows: Rows, treatment: Treatment, to: &mut Vec<Rows>) {
-        self.report.add(LoadEntry {
-            stored_type: self.source.stored_type(name),
-            format: rows.format(),
-            treatment,
-            matrices: 1,
-            num_bytes: rows.num_bytes(),
-        });
-        push(to, rows);
-    }
-}
-
-impl Rows {
-    fn format(&self) -> String {
-        match self {
-            Self::Dense(data) => format!("{:?}", data.dtype).to_lowercase(),
-            Self::Packed(packed) => packed.format.clone(),
-        }
+    fn add(&mut self, rows: StoredMatrix) -> Result<(), QuantError> {
+        self.end_rounding()?;
+        self.stack(rows);
+        Ok(())
     }
 
-    fn num_bytes(&self) -> usize {
-        match self {
-            Self::Dense(data) => data.bytes.len(),
-            Self::Packed(packed) => packed.num_bytes(),
+    fn finish(mut self) -> Result<Vec<StoredMatrix>, QuantError> {
+        self.end_rounding()?;
+        Ok(self.done)
+    }
+
+    /// Adds rows below others, as one with the last where they are alike.
+    fn stack(&mut self, rows: StoredMatrix) {
+        match (self.done.pop(), rows) {
+            (Some(StoredMatrix::Dense(above)), StoredMatrix::Dense(below)) => {
+                match above.stack(below, B::MAX_JOIN_BYTES) {
+                    Ok(both) => self.done.push(StoredMatrix::Dense(both)),
+                    Err((above, below)) => {
+                        self.done.extend([above, below].map(StoredMatrix::Dense));
+                    }
+                }
+            }
+            (Some(StoredMatrix::Packed(above)), StoredMatrix::Packed(below)) => {
+                match PackedMatrix::stack(vec![above, below], B::MAX_JOIN_BYTES) {
+                    Ok(both) => self.done.push(StoredMatrix::Packed(both)),
+                    Err(parts) => self.done.extend(parts.into_iter().map(StoredMatrix::Packed)),
+                }
+            }
+            (last, rows) => {
+                self.done.extend(last);
+                self.done.push(rows);
+            }
         }
     }
 }
@@ -134,28 +180,9 @@ pub(super) fn runs(part: &Part, plan: &SchemePlan, layers: usize) -> Vec<(Range<
     runs
 }
 
-/// Adds rows below others, as one with the last where they are alike.
-fn push(all: &mut Vec<Rows>, rows: Rows) {
-    match (all.pop(), rows) {
-        (Some(Rows::Dense(above)), Rows::Dense(below)) => {
-            all.push(Rows::Dense(join(above, below)));
-        }
-        (Some(Rows::Packed(above)), Rows::Packed(below)) => {
-            match PackedMatrix::stack(vec![above, below]) {
-                Ok(both) => all.push(Rows::Packed(both)),
-                Err(parts) => all.extend(parts.into_iter().map(Rows::Packed)),
-            }
-        }
-        (last, rows) => {
-            all.extend(last);
-            all.push(rows);
-        }
-    }
-}
-
 /// Rows on the device as one matrix.
 pub(super) fn upload<B: QuantOps>(
-    rows: Vec<Rows>,
+    rows: Vec<StoredMatrix>,
     activations: Activations,
     device: &B::Device,
 ) -> Result<Box<dyn WeightMatrix<B>>, LoadError> {
@@ -163,9 +190,11 @@ pub(super) fn upload<B: QuantOps>(
         .into_iter()
         .map(|rows| {
             Ok(match rows {
-                Rows::Dense(data) => Box::new(Dense::<B>::upload_for(activations, data, device)?)
-                    as Box<dyn WeightMatrix<B>>,
-                Rows::Packed(packed) => {
+                StoredMatrix::Dense(matrix) => {
+                    Box::new(Dense::<B>::upload_for(activations, matrix.into_data(), device)?)
+                        as Box<dyn WeightMatrix<B>>
+                }
+                StoredMatrix::Packed(packed) => {
                     Box::new(Packed::<B>::upload_for(activations, packed, device)?)
                 }
             })

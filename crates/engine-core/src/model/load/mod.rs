@@ -1,6 +1,5 @@
 //! From a file of weights to a model on a device.
 
-mod dense;
 mod estimate;
 mod matrix;
 mod parts;
@@ -12,7 +11,6 @@ use std::sync::Arc;
 use burn_tensor::{DType, Tensor, TensorData};
 use engine_quant::{SchemePlan, WeightMatrix};
 
-pub use dense::DenseRows;
 pub use estimate::planned_weight_bytes;
 pub use report::{LoadEntry, LoadReport, Treatment};
 pub use tensors::MatrixTensor;
@@ -62,14 +60,16 @@ pub fn load<B: ModelBackend>(
     let prefix = loader.prefix;
     let embed_tokens: Arc<dyn WeightMatrix<B>> =
         Arc::from(loader.matrix(&MatrixParts::embed_tokens(&config, prefix))?);
-    let layers =
-        (0..config.num_layers).map(|i| loader.layer(i)).collect::<Result<Vec<_>, LoadError>>()?;
-    let norm = loader.norm(format!("{prefix}norm.weight"), config.hidden_size)?;
+    // The largest matrices come first: what quantizing them takes for a moment is free again before
+    // the others are there.
     let lm_head = if config.tie_word_embeddings {
         embed_tokens.clone()
     } else {
         Arc::from(loader.matrix(&MatrixParts::lm_head(&config))?)
     };
+    let layers =
+        (0..config.num_layers).map(|i| loader.layer(i)).collect::<Result<Vec<_>, LoadError>>()?;
+    let norm = loader.norm(format!("{prefix}norm.weight"), config.hidden_size)?;
     loader.report(usize::MAX);
     let report = loader.reader.report;
     let ropes = config.ropes.iter().map(Rope::new).collect();
@@ -159,9 +159,10 @@ impl<B: ModelBackend> Loader<'_, B> {
     }
 
     fn matrix(&mut self, matrix: &MatrixParts) -> Result<Box<dyn WeightMatrix<B>>, LoadError> {
-        let (rows, num_bytes) = self.reader.read(matrix)?;
+        let activations = self.reader.plan.activations().unwrap_or_else(B::exact);
+        let (rows, num_bytes) = self.reader.read::<B>(matrix, activations)?;
         self.report(num_bytes);
-        matrix::upload(rows, self.reader.plan.activations().unwrap_or_else(B::exact), self.device)
+        matrix::upload(rows, activations, self.device)
     }
 
     /// A norm's weight, `[len]`; Gemma stores its difference from one.

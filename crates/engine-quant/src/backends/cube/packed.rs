@@ -12,7 +12,7 @@
 //! a conversion: `code | 0x4b00_0000` are the bits of `2²³ + code`, and `2²³ + zero` is subtracted.
 
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
-use burn_tensor::{TensorData, TensorMetadata};
+use burn_tensor::{DType, TensorData, TensorMetadata};
 use cubecl::prelude::*;
 use half::f16;
 
@@ -21,7 +21,7 @@ use super::dense::{self, Format, UNITS, element, empty, words};
 use super::fused::Parts;
 use super::packed_linear;
 use super::tile::{FEW_ROWS, Lanes, TILE_UNITS, rows_per_unit, tile_count};
-use crate::{Bits, GroupValues, Levels, PackedMatrix, PackedSpec, Zeros};
+use crate::{Bits, CodeOrder, GroupValues, Levels, PackedMatrix, PackedSpec, SharedBytes, Zeros};
 
 /// The bits of 2²³ as `f32`: the lowest bit of the mantissa counts ones.
 const BIAS_BITS: u32 = 0x4b00_0000;
@@ -97,9 +97,10 @@ pub(super) struct Groups {
 
 /// Stores a matrix.
 pub(super) fn upload<R: CubeRuntime>(matrix: PackedMatrix, device: &R::Device) -> Stored<R> {
-    let bytes = |bytes: Vec<u8>| {
-        let len = bytes.len();
-        dense::upload(TensorData::new(bytes, [len]), device)
+    let matrix = matrix.into_order(CodeOrder::Rows);
+    let bytes = |bytes: SharedBytes| {
+        let shape = [bytes.len()];
+        dense::upload(TensorData::from_bytes(bytes.into_bytes(), shape, DType::U8), device)
     };
     let floats = |values: GroupValues| {
         let len = values.len();
@@ -111,7 +112,7 @@ pub(super) fn upload<R: CubeRuntime>(matrix: PackedMatrix, device: &R::Device) -
     };
     let (fixed_zero, zeros) = match matrix.zeros {
         Zeros::Fixed(zero) => (zero, None),
-        Zeros::PerGroup(zeros) => (0, Some(bytes(zeros))),
+        Zeros::PerGroup(zeros) => (0, Some(bytes(zeros.into()))),
     };
     Stored {
         spec: matrix.spec,

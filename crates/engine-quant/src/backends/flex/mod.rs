@@ -14,9 +14,14 @@ mod tiles;
 use burn_flex::{Flex, FlexTensor, Layout};
 use burn_tensor::{Bytes, DType, Element, Int, Shape, Tensor, TensorData, TensorPrimitive};
 
-use crate::{Activations, PackedMatrix, PackedTensors, QuantOps};
+use crate::{
+    Activations, CodeOrder, PackedMatrix, PackedSpec, PackedTensors, QuantOps, SharedBytes,
+};
 
 impl QuantOps for Flex {
+    /// A product of its own costs ten microseconds, in which a core reads a quarter of this.
+    const MAX_JOIN_BYTES: usize = 4 << 20;
+
     fn exact() -> Activations {
         if integer::is_faster() { Activations::Bits24 } else { Activations::F32 }
     }
@@ -48,15 +53,22 @@ impl QuantOps for Flex {
         float_tensor(dense::to_f32(weight))
     }
 
+    fn code_order(spec: &PackedSpec, activations: Activations) -> CodeOrder {
+        match activations {
+            Activations::F32 => CodeOrder::Rows,
+            _ if integer::supports(spec) => CodeOrder::Blocks,
+            _ => CodeOrder::Rows,
+        }
+    }
+
     fn packed_upload(
         matrix: PackedMatrix,
         activations: Activations,
         _device: &Self::Device,
     ) -> PackedTensors<Self> {
-        if activations == Activations::F32 || !integer::supports(&matrix.spec) {
-            packed::upload(matrix)
-        } else {
-            integer::upload(&matrix, activations)
+        match Self::code_order(&matrix.spec, activations) {
+            CodeOrder::Rows => packed::upload(matrix),
+            CodeOrder::Blocks => integer::upload(matrix, activations),
         }
     }
 
@@ -99,6 +111,12 @@ fn numbers(ids: Tensor<Flex, 1, Int>) -> FlexTensor {
 /// The tensor itself where its elements lie one after the other, otherwise a copy that does.
 fn contiguous(tensor: FlexTensor) -> FlexTensor {
     if tensor.layout().contiguous_offsets().is_some() { tensor } else { tensor.to_contiguous() }
+}
+
+/// Bytes where they lie.
+fn bytes(values: SharedBytes) -> Tensor<Flex, 1, Int> {
+    let layout = Layout::contiguous(Shape::from([values.len()]));
+    Tensor::from_primitive(FlexTensor::new(values.into_bytes(), layout, DType::U8))
 }
 
 fn tensor(values: Vec<f32>, shape: [usize; 2]) -> FlexTensor {

@@ -1,6 +1,6 @@
 use super::kernel::TILE_TOKENS;
 use super::layout::{Stored, StoredZeros};
-use super::segments::{MAX_COLUMNS, STEP, Segment, num_steps};
+use crate::codes::{MAX_COLUMNS, STEP, Segment, num_steps};
 
 /// What is known of one token's segment beside its digits.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

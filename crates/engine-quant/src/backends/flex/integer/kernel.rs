@@ -8,9 +8,9 @@ use std::ops::Range;
 
 use super::activations::{SegmentNumbers, TOP};
 use super::isa::{Integers, Kernel};
-use super::layout::{BLOCK_ROWS, LINE, Numbers, Stored, StoredZeros};
-use super::segments::{STEP, vector_steps};
+use super::layout::{Numbers, Stored, StoredZeros};
 use crate::Bits;
+use crate::codes::{BLOCK_ROWS, LINE, STEP, vector_steps};
 
 /// Where `O` vectors of rows and one tile of tokens are.
 pub struct TilePointers<const O: usize> {
@@ -32,7 +32,7 @@ impl<const O: usize> TilePointers<O> {
     /// Codes and places of these vectors; instead of those after the last one, of the last.
     #[inline(always)]
     pub fn of_vectors<S: Integers>(stored: &Stored<'_>, numbers: [usize; O]) -> Self {
-        let block_bytes = stored.block_bytes();
+        let block_bytes = stored.block_bytes;
         let (mut codes, mut places) = ([std::ptr::null(); O], [0; O]);
         for o in 0..O {
             let row = numbers[o] * S::LANES;

@@ -1,7 +1,7 @@
 //! `x · Wᵀ` with `W` in few bits and activations rounded to integers inside the product.
 //!
 //! # Arithmetic
-//! Columns are cut into [segments](segments): groups of up to 256 columns, longer ones in parts of
+//! Columns are cut into segments: groups of up to 256 columns, longer ones in parts of
 //! 256. In each segment a token's activations become integers `q` of one, two or three digits:
 //!
 //! * `a = max|x| / 127`, `max|x| / 32512` or `max|x| / 4128768`, in `f32`; `q = x / a`, rounded to the
@@ -17,9 +17,7 @@
 //! NaN, and magnitudes beyond 2⁹⁶ may give infinities earlier than sums in `f32` would.
 //!
 //! # Layout
-//! Codes lie in blocks of 16 rows, segment after segment, as lines of 64 bytes: four columns of each
-//! row, of eight bits, or eight columns of four bits, the first four in the lower halves. A line
-//! meets four digits of a token in one instruction. Scales, zero points and minima are
+//! Codes lie in [`CodeOrder::Blocks`]: a line meets four digits of a token in one instruction. Scales, zero points and minima are
 //! `[blocks, groups, 16]`. Rows after the last one have scales of zero.
 
 mod activations;
@@ -27,17 +25,20 @@ mod isa;
 mod kernel;
 mod layout;
 mod product;
-mod segments;
 
 use burn_flex::{Flex, FlexTensor, Layout};
 use burn_tensor::{Bytes, DType, Element, Shape, Tensor};
 use half::f16;
 use rayon::prelude::*;
 
-use super::{dims, float_tensor, slice, tensor};
-use crate::{Activations, GroupValues, Levels, PackedMatrix, PackedSpec, PackedTensors, Zeros};
+use super::{bytes, dims, float_tensor, slice, tensor};
+use crate::codes::{LINE, Lines};
+use crate::{
+    Activations, CodeOrder, GroupValues, Levels, PackedMatrix, PackedSpec, PackedTensors,
+    SharedBytes, Zeros,
+};
 use isa::Isa;
-use layout::{Codes, Numbers, Stored, StoredZeros, regroup};
+use layout::{Numbers, Stored, StoredZeros, regroup};
 
 /// Whether matrices of this format can be multiplied with integers.
 pub fn supports(spec: &PackedSpec) -> bool {
@@ -49,8 +50,9 @@ pub fn is_faster() -> bool {
     Isa::best().has_dot_products()
 }
 
-/// Lays a matrix out for activations of 24, 16 or 8 bits.
-pub fn upload(matrix: &PackedMatrix, activations: Activations) -> PackedTensors<Flex> {
+/// Lays a matrix out for activations of 24, 16 or 8 bits; codes that lie so stay where they are.
+pub fn upload(matrix: PackedMatrix, activations: Activations) -> PackedTensors<Flex> {
+    let matrix = matrix.into_order(CodeOrder::Blocks);
     let spec = &matrix.spec;
     let (fixed_zero, zeros) = match &matrix.zeros {
         Zeros::Fixed(zero) => (*zero, None),
@@ -59,7 +61,11 @@ pub fn upload(matrix: &PackedMatrix, activations: Activations) -> PackedTensors<
     PackedTensors {
         activations,
         spec: *spec,
-        codes: Tensor::from_primitive(codes(layout::pack(matrix))),
+        codes: bytes(if matrix.codes.is_aligned(LINE) {
+            matrix.codes
+        } else {
+            aligned(&matrix.codes)
+        }),
         scales: group_values(spec, &matrix.scales),
         fixed_zero,
         zeros: zeros.map(|zeros| Tensor::from_primitive(vector(zeros))),
@@ -67,9 +73,11 @@ pub fn upload(matrix: &PackedMatrix, activations: Activations) -> PackedTensors<
     }
 }
 
-fn codes(Codes { bytes, start }: Codes) -> FlexTensor {
-    let layout = Layout::new(Shape::from([bytes.len() - start]), vec![1], start);
-    FlexTensor::new(Bytes::from_elems(bytes), layout, DType::U8)
+/// A copy that begins a cache line.
+fn aligned(codes: &[u8]) -> SharedBytes {
+    let mut lines = Lines::zeroed(codes.len());
+    lines.bytes().copy_from_slice(codes);
+    lines.into_shared()
 }
 
 fn group_values(spec: &PackedSpec, values: &GroupValues) -> Tensor<Flex, 1> {

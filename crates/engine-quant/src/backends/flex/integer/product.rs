@@ -5,8 +5,8 @@ use super::super::threads;
 use super::activations::{Rounded, RoundedTile, SegmentNumbers, TokenTile, token_tiles};
 use super::isa::{Integers, Isa, Kernel};
 use super::kernel::{TilePointers, add_tile, num_vectors, tile_rows};
-use super::layout::{BLOCK_ROWS, Stored};
-use super::segments::{Segment, num_steps, vector_steps};
+use super::layout::Stored;
+use crate::codes::{BLOCK_ROWS, Segment, num_steps, vector_steps};
 
 /// Multiplications below which waking other threads costs more than they save.
 const PARALLEL_WORK: usize = 1 << 18;

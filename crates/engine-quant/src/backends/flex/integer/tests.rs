@@ -52,7 +52,8 @@ fn matrix(kind: Kind, shape: [usize; 2], group_size: usize, per_tensor: bool) ->
     let matrix = PackedMatrix {
         spec,
         format: "test".into(),
-        codes: packed,
+        order: CodeOrder::Rows,
+        codes: packed.into(),
         scales: values(71),
         zeros: match zeros {
             true => Zeros::PerGroup(codes(groups, 72, max)),
@@ -122,7 +123,7 @@ fn bits_of(values: &[f32]) -> Vec<u32> {
 /// [`PackedMatrix::dequantize`], bit for bit.
 fn check(matrix: &PackedMatrix, rows: &[usize], case: &str) {
     let [out, width] = matrix.spec.shape;
-    let tensors = upload(matrix, Activations::Bits16);
+    let tensors = upload(matrix.clone(), Activations::Bits16);
     assert_eq!(
         bits_of(slice(&to_f32(&tensors))),
         bits_of(&matrix.dequantize()),
@@ -187,10 +188,10 @@ fn the_largest_sums_fit() {
         for zero in [0, 255] {
             let mut extreme = matrix(kind, [16, 512], 512, false);
             let code = 255 - zero;
-            extreme.codes.fill(code);
+            extreme.codes = vec![code; extreme.codes.len()].into();
             extreme.zeros =
                 Zeros::PerGroup(vec![if kind.bits == Bits::Four { zero & 15 } else { zero }; 16]);
-            let tensors = upload(&extreme, Activations::Bits16);
+            let tensors = upload(extreme.clone(), Activations::Bits16);
             let tensors = Tensors::of(&tensors);
             // Beside the largest number those whose two lower digits are largest, and least.
             let below = |q: i32| {
@@ -210,21 +211,6 @@ fn the_largest_sums_fit() {
             }
         }
     }
-}
-
-#[test]
-fn columns_become_segments_within_groups() {
-    let spans = |width: usize, group_size: usize, bits: Bits| -> Vec<_> {
-        let levels = Levels::Steps;
-        let spec = PackedSpec { shape: [1, width], bits, levels, group_size, per_tensor: false };
-        let segments = segments::segments(&spec);
-        segments.iter().map(|s| (s.start, s.len, s.group, s.first_step, s.steps)).collect()
-    };
-    assert_eq!(spans(7, 3, Bits::Eight), [(0, 3, 0, 0, 1), (3, 3, 1, 1, 1), (6, 1, 2, 2, 1)]);
-    assert_eq!(spans(7, 5, Bits::Four), [(0, 5, 0, 0, 2), (5, 2, 1, 2, 2)]);
-    let cut = [(0, 256, 0, 0, 64), (256, 44, 0, 64, 11), (300, 200, 1, 75, 50)];
-    assert_eq!(spans(500, 300, Bits::Eight), cut);
-    assert_eq!(spans(512, 512, Bits::Four), [(0, 256, 0, 0, 64), (256, 256, 0, 64, 64)]);
 }
 
 #[test]

@@ -12,14 +12,15 @@ mod unpack;
 mod walk;
 
 use burn_flex::{Flex, FlexTensor, Layout};
-use burn_tensor::{Bytes, DType, Element, Int, Shape, Tensor};
+use burn_tensor::{Bytes, DType, Element, Shape, Tensor};
 use half::f16;
 
 use super::simd::{Isa, Simd, widen_into};
 use super::tiles::block_len;
-use super::{dims, float_tensor, slice, tensor};
+use super::{bytes, dims, float_tensor, slice, tensor};
 use crate::{
-    Activations, Bits, GroupValues, Levels, PackedMatrix, PackedSpec, PackedTensors, Zeros,
+    Activations, Bits, CodeOrder, GroupValues, Levels, PackedMatrix, PackedSpec, PackedTensors,
+    Zeros,
 };
 use product::product;
 use walk::{EightBit, Format, FourBit};
@@ -29,9 +30,10 @@ const BLOCK: usize = block_len::<f32>();
 
 /// Keeps all numbers in the types they come in.
 pub fn upload(matrix: PackedMatrix) -> PackedTensors<Flex> {
+    let matrix = matrix.into_order(CodeOrder::Rows);
     let (fixed_zero, zeros) = match matrix.zeros {
         Zeros::Fixed(zero) => (zero, None),
-        Zeros::PerGroup(zeros) => (0, Some(bytes(zeros))),
+        Zeros::PerGroup(zeros) => (0, Some(bytes(zeros.into()))),
     };
     PackedTensors {
         activations: Activations::F32,
@@ -42,10 +44,6 @@ pub fn upload(matrix: PackedMatrix) -> PackedTensors<Flex> {
         zeros,
         mins: matrix.mins.map(group_values),
     }
-}
-
-fn bytes(values: Vec<u8>) -> Tensor<Flex, 1, Int> {
-    Tensor::from_primitive(vector(values))
 }
 
 fn group_values(values: GroupValues) -> Tensor<Flex, 1> {

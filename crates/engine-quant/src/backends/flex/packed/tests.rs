@@ -59,7 +59,8 @@ fn matrix(kind: Kind, shape: [usize; 2], group_size: usize, per_tensor: bool) ->
     let matrix = PackedMatrix {
         spec,
         format: "test".into(),
-        codes: packed,
+        order: CodeOrder::Rows,
+        codes: packed.into(),
         scales: values(71),
         zeros: if zeros {
             Zeros::PerGroup(codes(groups, 72, max))
