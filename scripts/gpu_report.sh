@@ -2,7 +2,7 @@
 # Everything that is to be measured on a GPU, in one go: parity, speed, what each optimisation gains,
 # and the peers. Needs the release binaries and nothing else; what is missing is "not measured".
 #
-#   cargo build --release --examples --features cuda,wgpu,composed
+#   cargo build --release --examples --features cuda,wgpu,composed,fusion
 #   scripts/gpu_report.sh --device cuda --out report
 #
 # Leaves report.md, a JSON file of each table and the log of each step in the output folder. Ends

@@ -245,6 +245,9 @@ impl EngineBuilder {
         let (path, files) = self.open()?;
         let ModelFiles { config, generation, tokenizer, weights } = files;
         let device = self.device.select()?;
+        if let Some(problem) = self.execution.problem(device.device) {
+            return Err(setting("execution", problem));
+        }
         let memory = self.plan(&config, weights.as_ref(), &device)?;
         let max_context = self.context(&config)?.min(memory.kv_tokens);
         let threads = self.threads.unwrap_or_else(available_threads);
@@ -284,11 +287,6 @@ impl EngineBuilder {
             && !(part > 0.0 && part <= 1.0)
         {
             return Err(setting("kv_cache_fraction", format!("{part} is not in 0 < part <= 1")));
-        }
-        if !self.execution.is_available() {
-            let message =
-                "this build has no composed operations: build with the feature `composed`";
-            return Err(setting("execution", message));
         }
         match positive.into_iter().find(|(_, value)| *value == 0) {
             Some((name, _)) => Err(setting(name, "0 is too few, give at least 1")),
@@ -398,43 +396,46 @@ impl EngineBuilder {
             Device::Cpu => {
                 let threads = Threads::new(threads).map_err(|error| setting("threads", error))?;
                 let device = burn_flex::FlexDevice;
-                #[cfg(feature = "composed")]
-                if self.execution == Execution::Composed {
-                    return self.load_on::<burn_autodiff::Autodiff<burn_flex::Flex>>(
-                        config, source, memory, device, threads,
-                    );
+                match self.execution {
+                    #[cfg(feature = "composed")]
+                    Execution::Composed => self
+                        .load_on::<burn_autodiff::Autodiff<burn_flex::Flex>>(
+                            config, source, memory, device, threads,
+                        ),
+                    _ => self.load_on::<burn_flex::Flex>(config, source, memory, device, threads),
                 }
-                self.load_on::<burn_flex::Flex>(config, source, memory, device, threads)
             }
             #[cfg(feature = "wgpu")]
             Device::Wgpu => {
-                let device = burn_wgpu::WgpuDevice::default();
-                #[cfg(feature = "composed")]
-                if self.execution == Execution::Composed {
-                    return self.load_on::<burn_autodiff::Autodiff<burn_wgpu::Wgpu>>(
-                        config,
-                        source,
-                        memory,
-                        device,
-                        Threads::default(),
-                    );
+                let (device, threads) = (burn_wgpu::WgpuDevice::default(), Threads::default());
+                match self.execution {
+                    #[cfg(feature = "composed")]
+                    Execution::Composed => self
+                        .load_on::<burn_autodiff::Autodiff<burn_wgpu::Wgpu>>(
+                            config, source, memory, device, threads,
+                        ),
+                    #[cfg(feature = "fusion")]
+                    Execution::Fusion => self.load_on::<burn_fusion::Fusion<burn_wgpu::Wgpu>>(
+                        config, source, memory, device, threads,
+                    ),
+                    _ => self.load_on::<burn_wgpu::Wgpu>(config, source, memory, device, threads),
                 }
-                self.load_on::<burn_wgpu::Wgpu>(config, source, memory, device, Threads::default())
             }
             #[cfg(feature = "cuda")]
             Device::Cuda(index) => {
-                let device = burn_cuda::CudaDevice::new(index);
-                #[cfg(feature = "composed")]
-                if self.execution == Execution::Composed {
-                    return self.load_on::<burn_autodiff::Autodiff<burn_cuda::Cuda>>(
-                        config,
-                        source,
-                        memory,
-                        device,
-                        Threads::default(),
-                    );
+                let (device, threads) = (burn_cuda::CudaDevice::new(index), Threads::default());
+                match self.execution {
+                    #[cfg(feature = "composed")]
+                    Execution::Composed => self
+                        .load_on::<burn_autodiff::Autodiff<burn_cuda::Cuda>>(
+                            config, source, memory, device, threads,
+                        ),
+                    #[cfg(feature = "fusion")]
+                    Execution::Fusion => self.load_on::<burn_fusion::Fusion<burn_cuda::Cuda>>(
+                        config, source, memory, device, threads,
+                    ),
+                    _ => self.load_on::<burn_cuda::Cuda>(config, source, memory, device, threads),
                 }
-                self.load_on::<burn_cuda::Cuda>(config, source, memory, device, Threads::default())
             }
             other => Err(setting("device", format!("`{other}` is not in this build"))),
         }

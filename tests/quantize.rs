@@ -23,7 +23,7 @@ use engine_core::{
     CalibratedModel, CalibratedTensor, Calibration, Checkpoint, MatrixTensor, StoredMatrix,
     WeightSource,
 };
-use engine_quant::{PackedMatrix, Scheme, round_to_nearest};
+use engine_quant::{CodeOrder, PackedMatrix, Scheme, round_to_nearest};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -75,16 +75,55 @@ fn logits(model: &Path, plan: &str) -> Vec<f32> {
     engine.load().unwrap().generate(request).unwrap().prompt.unwrap().logits
 }
 
-/// All matrices of a checkpoint as it has them.
+/// All matrices of a checkpoint as it has them, codes row by row.
 fn stored(path: &Path) -> BTreeMap<String, StoredMatrix> {
     let config = ModelConfig::load(path).unwrap();
     let checkpoint = Checkpoint::open(path).unwrap().with_quantization(config.quantization.clone());
     let matrices = MatrixTensor::all(&config, checkpoint.model_prefix());
     let read = |matrix: MatrixTensor| {
         let stored = checkpoint.matrix(&format!("{}.weight", matrix.name), matrix.shape);
-        (matrix.name, stored.unwrap())
+        let stored = match stored.unwrap() {
+            StoredMatrix::Packed(packed) => {
+                StoredMatrix::Packed(packed.into_order(CodeOrder::Rows))
+            }
+            dense => dense,
+        };
+        (matrix.name, stored)
     };
     matrices.into_iter().map(read).collect()
+}
+
+#[test]
+fn codes_of_our_own_layout_can_be_multiplied_where_they_are() {
+    let path = model("stories260K");
+    for plan in ["int8", "int4:group=32:asym", "int4:group=64+down_proj=int8"] {
+        let copy = Copy::new(&path, plan, |_| {});
+        let config = ModelConfig::load(copy.path()).unwrap();
+        let checkpoint = Checkpoint::open(copy.path()).unwrap();
+        let checkpoint = checkpoint.with_quantization(config.quantization.clone());
+        let codes = |matrix: &MatrixTensor| {
+            let stored = checkpoint.matrix(&format!("{}.weight", matrix.name), matrix.shape);
+            let StoredMatrix::Packed(packed) = stored.unwrap() else { return None };
+            assert_eq!(packed.order, CodeOrder::Blocks);
+            Some(packed.codes)
+        };
+        let matrices = MatrixTensor::all(&config, "model.");
+        let is = |matrix: &MatrixTensor, part: &str| matrix.name.ends_with(part);
+        let mut neighbours = 0;
+        for pair in matrices.windows(2) {
+            let (Some(first), Some(second)) = (codes(&pair[0]), codes(&pair[1])) else { continue };
+            assert!(first.is_aligned(64), "{plan}: {}", pair[0].name);
+            let same_input = (is(&pair[0], "q_proj") && is(&pair[1], "k_proj"))
+                || (is(&pair[0], "k_proj") && is(&pair[1], "v_proj"))
+                || (is(&pair[0], "gate_proj") && is(&pair[1], "up_proj"));
+            if same_input {
+                let both = first.followed_by(&second);
+                assert!(both.is_some(), "{plan}: {} and {}", pair[0].name, pair[1].name);
+                neighbours += 1;
+            }
+        }
+        assert_eq!(neighbours, 3 * config.num_layers);
+    }
 }
 
 /// The packed matrices of a model rounded in memory.
@@ -305,6 +344,7 @@ fn calibrated_copies_hold_what_was_calibrated() {
                     assert!(found.scales == packed.scales, "{plan} {name}");
                     // GPTQ's layout says which columns a group has, not their order in it.
                     let ordered = layout == CheckpointLayout::Gptq && packed.column_order.is_some();
+                    let packed = packed.clone().into_order(CodeOrder::Rows);
                     assert!(ordered || found.codes == packed.codes, "{plan} {name}");
                     assert!(found.dequantize() == packed.dequantize(), "{plan} {name}");
                 }

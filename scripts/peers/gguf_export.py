@@ -101,8 +101,13 @@ def architecture(shape):
     return "qwen3" if shape["architectures"][0].startswith("Qwen3") else "llama"
 
 
-def write_metadata(writer, shape):
+# Numbers of file types, as llama.cpp's `llama_ftype` has them.
+FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "q4_k_m": 15, "bf16": 32}
+
+
+def write_metadata(writer, shape, file_type, vocabulary):
     """Configuration, and a vocabulary without meaning."""
+    writer.add_file_type(FILE_TYPES[file_type])
     writer.add_context_length(shape["max_position_embeddings"])
     writer.add_embedding_length(shape["hidden_size"])
     writer.add_block_count(shape["num_hidden_layers"])
@@ -119,7 +124,12 @@ def write_metadata(writer, shape):
     count = shape["vocab_size"]
     tokens = (known + [f"t{index}" for index in range(count)])[:count]
     kinds = ([2, 3, 3] + [6] * 256 + [1] * count)[:count]
-    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_model(vocabulary)
+    if vocabulary == "gpt2":
+        writer.add_tokenizer_pre("qwen2")
+        writer.add_token_merges(["a b"])
+        writer.add_pad_token_id(0)
+        writer.add_chat_template("{{ messages }}")
     writer.add_token_list(tokens)
     writer.add_token_scores([-float(index) for index in range(count)])
     writer.add_token_types(kinds)
@@ -127,7 +137,7 @@ def write_metadata(writer, shape):
     writer.add_eos_token_id(2)
 
 
-def export(shape, file_type, path, seed=1):
+def export(shape, file_type, path, seed=1, vocabulary="llama"):
     """Writes the model unless it is there; `shape` is a model's config.json as a dictionary."""
     path = Path(path)
     if path.exists():
@@ -136,7 +146,7 @@ def export(shape, file_type, path, seed=1):
     random = np.random.Generator(np.random.SFC64(seed))
     layers, hidden = shape["num_hidden_layers"], shape["hidden_size"]
     writer = gguf.GGUFWriter(part, architecture(shape))
-    write_metadata(writer, shape)
+    write_metadata(writer, shape, file_type, vocabulary)
     norms = [("output_norm.weight", hidden)]
     for layer in range(layers):
         names = [("attn_norm", hidden), ("ffn_norm", hidden)]

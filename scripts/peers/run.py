@@ -22,7 +22,7 @@ from ours import Ours
 from task import Task, Unavailable
 
 # Each is a file here with a class `Peer`.
-PEERS = ("llama_cpp", "hf_transformers")
+PEERS = ("llama_cpp", "hf_transformers", "open_vino")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

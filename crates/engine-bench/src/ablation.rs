@@ -9,10 +9,10 @@ use crate::{
 /// Requests at once where batching is measured.
 const BATCH: usize = 8;
 
-/// Measures one optimisation after the other, each row with all before it: plain Burn operations,
-/// the engine's kernels, weights in 8 and in 4 bits, activations as integers of 24 and of 16 bits, a
-/// batch, a prefix that is cached. Models, device, threads, repeats and the first of the plan's prompt and output lengths
-/// count; its formats and batches do not.
+/// Measures one optimisation after the other: plain Burn operations, the same fused by Burn, the
+/// engine's kernels; then, each row with all before it, weights in 8 and in 4 bits, activations as
+/// integers of 24 and of 16 bits, a batch, a prefix that is cached. Models, device, threads, repeats
+/// and the first of the plan's prompt and output lengths count; its formats and batches do not.
 ///
 /// A row that this build or device cannot run stays empty; see [`Execution::is_available`].
 ///
@@ -38,11 +38,12 @@ pub fn ablation(plan: &Plan, progress: &mut dyn FnMut(Stage)) -> Result<Report, 
 
 type Step = (&'static str, Execution, &'static str, Task);
 
-fn steps(one: Task, batch: Task, cached: Task) -> [Step; 8] {
-    use Execution::{Composed, Kernels};
+fn steps(one: Task, batch: Task, cached: Task) -> [Step; 9] {
+    use Execution::{Composed, Fusion, Kernels};
     const INT4: &str = "int4:group=128+lm_head=int8+activations=16bit";
     [
         ("plain Burn operations", Composed, "none", one),
+        ("plain Burn operations, fused by Burn", Fusion, "none", one),
         ("our kernels", Kernels, "none", one),
         ("+ 8-bit weights", Kernels, "int8+lm_head=int8+activations=f32", one),
         ("+ 4-bit weights", Kernels, "int4:group=128+lm_head=int8+activations=f32", one),
@@ -71,11 +72,13 @@ mod tests {
             ..Plan::new(vec![Source::Model(model.to_owned())])
         };
         let report = ablation(&plan, &mut |_| ()).unwrap();
-        assert_eq!(report.rows.len(), 8);
-        let [composed, kernels, ..] = &report.rows[..] else { panic!("{report:?}") };
-        assert_eq!(composed.ttft_ms.is_some(), Execution::Composed.is_available());
+        assert_eq!(report.rows.len(), 9);
+        let [composed, fused, kernels, ..] = &report.rows[..] else { panic!("{report:?}") };
+        let device = engine::Device::Cpu;
+        assert_eq!(composed.ttft_ms.is_some(), Execution::Composed.is_available(device));
+        assert_eq!(fused.ttft_ms, None, "Burn fuses on GPUs alone");
         assert!(kernels.decode_tokens_per_s.unwrap() > 0.0);
-        assert!(report.rows[1..].iter().all(|row| row.ttft_ms.is_some()));
+        assert!(report.rows[2..].iter().all(|row| row.ttft_ms.is_some()));
     }
 
     #[test]

@@ -3,7 +3,7 @@ use std::{ops::Range, sync::Arc};
 use burn_tensor::{DType, TensorData};
 use bytemuck::NoUninit;
 use engine_quant::{QuantError, Rows, SharedBytes};
-use half::{bf16, f16};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use crate::StoredType;
 
@@ -33,16 +33,12 @@ impl DenseMatrix {
         let [out, in_] = shape;
         let expected = out * in_ * stored_type.num_bytes();
         assert_eq!(bytes.len(), expected, "bytes of a matrix {shape:?} of {stored_type:?}");
-        if cfg!(target_endian = "little") && bytes.is_aligned(stored_type.num_bytes()) {
-            return Self { stored_type, shape, bytes };
-        }
-        match stored_type {
-            StoredType::F32 => Self::from_f32(gather(&bytes, f32::from_le_bytes), shape),
-            StoredType::F16 => {
-                Self::from_values(stored_type, gather(&bytes, f16::from_le_bytes), shape)
-            }
-            StoredType::Bf16 => Self::from_bf16(gather(&bytes, bf16::from_le_bytes), shape),
-        }
+        let bytes = match stored_type.num_bytes() {
+            size if cfg!(target_endian = "little") && bytes.is_aligned(size) => bytes,
+            4 => SharedBytes::from_elems(gather(&bytes, u32::from_le_bytes)),
+            _ => SharedBytes::from_elems(gather(&bytes, u16::from_le_bytes)),
+        };
+        Self { stored_type, shape, bytes }
     }
 
     /// A matrix of `f32`, row-major.
@@ -77,6 +73,11 @@ impl DenseMatrix {
         };
         let range = 0..data.bytes.len();
         let bytes = SharedBytes::new(Arc::new(data.bytes), range);
+        let bytes = match stored_type.num_bytes() {
+            size if bytes.is_aligned(size) => bytes,
+            4 => SharedBytes::from_elems(gather(&bytes, u32::from_ne_bytes)),
+            _ => SharedBytes::from_elems(gather(&bytes, u16::from_ne_bytes)),
+        };
         Ok(Self { stored_type, shape: [out, in_], bytes })
     }
 
@@ -144,9 +145,10 @@ impl DenseMatrix {
 
     fn widen(&self, bytes: &[u8], values: &mut [f32]) {
         match self.stored_type {
-            StoredType::F32 => fill(bytes, values, f32::from_ne_bytes),
-            StoredType::F16 => fill(bytes, values, |bytes| f16::from_ne_bytes(bytes).to_f32()),
-            StoredType::Bf16 => fill(bytes, values, |bytes| bf16::from_ne_bytes(bytes).to_f32()),
+            StoredType::F32 => values.copy_from_slice(bytemuck::cast_slice(bytes)),
+            // Bytes are aligned for their type.
+            StoredType::F16 => bytemuck::cast_slice::<_, f16>(bytes).convert_to_f32_slice(values),
+            StoredType::Bf16 => bytemuck::cast_slice::<_, bf16>(bytes).convert_to_f32_slice(values),
         }
     }
 }
@@ -169,12 +171,6 @@ impl From<StoredType> for DType {
             StoredType::F16 => Self::F16,
             StoredType::Bf16 => Self::BF16,
         }
-    }
-}
-
-fn fill<const N: usize>(bytes: &[u8], values: &mut [f32], read: impl Fn([u8; N]) -> f32) {
-    for (value, &bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
-        *value = read(bytes);
     }
 }
 

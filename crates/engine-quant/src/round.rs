@@ -6,6 +6,7 @@ use crate::{
     CodeOrder, Grid, GroupParams, GroupValues, PackedMatrix, PackedSpec, QuantError, Zeros,
     codes::{CodeLayout, Lines},
     formats::counted,
+    grid::largest_magnitude,
 };
 
 /// A matrix that is read row by row, as it streams out of a file.
@@ -132,7 +133,7 @@ impl RoundToNearest {
                 |(values, codes), (chunk, (chunk_of_rows, params))| {
                     for (row, params) in chunk_of_rows.zip(params.chunks_exact_mut(groups)) {
                         rows.read_row(row - first, values);
-                        if !values.iter().all(|w| w.is_finite()) {
+                        if !largest_magnitude(values).is_finite() {
                             return Err(QuantError::NotFinite { what: "weight" });
                         }
                         round_row(grid, shared, values, codes, params);
@@ -190,9 +191,7 @@ fn round_row(
     let groups = values.chunks(group_size).zip(codes.chunks_mut(group_size));
     for ((values, codes), params) in groups.zip(params) {
         *params = shared.unwrap_or_else(|| grid.fit(values));
-        for (code, &w) in codes.iter_mut().zip(values) {
-            *code = grid.encode(w, *params);
-        }
+        grid.encode_group(values, *params, codes);
     }
 }
 
@@ -205,8 +204,8 @@ fn largest(rows: &dyn Rows) -> Result<f32, QuantError> {
             || vec![0.0; in_],
             |values, row| {
                 rows.read_row(row, values);
-                let largest = values.iter().fold(0.0_f32, |max, w| max.max(w.abs()));
-                match values.iter().all(|w| w.is_finite()) {
+                let largest = largest_magnitude(values);
+                match largest.is_finite() {
                     true => Ok(largest),
                     false => Err(QuantError::NotFinite { what: "weight" }),
                 }

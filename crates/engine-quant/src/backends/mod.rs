@@ -4,3 +4,5 @@ mod composed;
 pub(crate) mod cube;
 #[cfg(feature = "flex")]
 pub(crate) mod flex;
+#[cfg(feature = "fusion")]
+mod fusion;
