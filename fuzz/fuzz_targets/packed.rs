@@ -12,7 +12,7 @@ thread_local! {
     static DIR: OnceCell<TempDir> = const { OnceCell::new() };
 }
 
-const LAYOUTS: [&str; 6] = [
+const LAYOUTS: [&str; 7] = [
     r#"{"quant_method":"gptq","bits":4,"group_size":8,"sym":true}"#,
     r#"{"quant_method":"gptq","bits":8,"group_size":-1}"#,
     r#"{"quant_method":"awq","bits":4,"group_size":8}"#,
@@ -20,6 +20,8 @@ const LAYOUTS: [&str; 6] = [
     r#"{"quant_method":"bitsandbytes","load_in_8bit":true}"#,
     r#"{"quant_method":"engine","version":1,
         "default":{"format":"x","bits":4,"group_size":8,"zero":8}}"#,
+    r#"{"quant_method":"engine","version":2,
+        "default":{"format":"x","bits":8,"zero":128,"order":"blocks"}}"#,
 ];
 
 fuzz_target!(|input: &[u8]| {

@@ -114,6 +114,8 @@ impl Model {
 struct Loaded {
     core: EngineCore,
     peak_memory_bytes: Option<u64>,
+    /// By how much it made the process larger.
+    held_bytes: u64,
 }
 
 /// A run of a plan: the machine, and the rows so far.
@@ -121,8 +123,6 @@ pub(crate) struct Bench<'a> {
     plan: &'a Plan,
     progress: &'a mut dyn FnMut(Stage),
     report: Report,
-    /// What the process held before any model.
-    bare_bytes: Option<u64>,
     last_error: Option<BenchError>,
 }
 
@@ -131,7 +131,7 @@ impl<'a> Bench<'a> {
         progress(Stage::Note("measuring the machine".to_owned()));
         let machine = Machine::measure(plan.device, plan.threads)?;
         let report = Report { machine, rows: Vec::new() };
-        Ok(Self { plan, progress, report, bare_bytes: resident_bytes(), last_error: None })
+        Ok(Self { plan, progress, report, last_error: None })
     }
 
     /// The report, or the last error if there is no row with a value.
@@ -145,13 +145,14 @@ impl<'a> Bench<'a> {
     /// Measures every task with every variant, the variants in turns: one row each, those of a task
     /// together.
     pub fn compare(&mut self, model: &Model, variants: &[Variant], tasks: &[Task]) {
-        let mut loaded: Vec<_> = variants
-            .iter()
-            .map(|variant| {
-                let loaded = self.load(model, variant, tasks);
-                loaded.map_err(|error| self.failed(model, variant, error)).ok()
-            })
-            .collect();
+        let mut others = 0;
+        let mut loaded = Vec::with_capacity(variants.len());
+        for variant in variants {
+            let one = self.load(model, variant, tasks, others);
+            let one = one.map_err(|error| self.failed(model, variant, error)).ok();
+            others += one.as_ref().map_or(0, |one| one.held_bytes);
+            loaded.push(one);
+        }
         for task in tasks {
             let mut series: Vec<_> =
                 loaded.iter().map(|one| one.as_ref().map(|_| Series::default())).collect();
@@ -172,16 +173,18 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Loads a variant and runs each task once: peak memory is that of both.
+    /// Loads a variant and runs each task once: peak memory is that of both, less what the `others`
+    /// hold that are loaded. What the allocator kept of those that are gone is counted again where it
+    /// is not used again: too much, never too little.
     fn load(
         &mut self,
         model: &Model,
         variant: &Variant,
         tasks: &[Task],
+        others: u64,
     ) -> Result<Loaded, BenchError> {
         self.note(model, &format!("loading {}", variant.quant));
-        let others =
-            resident_bytes().zip(self.bare_bytes).map(|(now, bare)| now.saturating_sub(bare));
+        let before = resident_bytes().unwrap_or_default();
         reset_peak_memory();
         let engine = model
             .builder()
@@ -193,8 +196,9 @@ impl<'a> Bench<'a> {
         for task in tasks {
             warm_up(&mut core, task)?;
         }
-        let peak = peak_memory_bytes().zip(others).map(|(peak, others)| peak - others.min(peak));
-        Ok(Loaded { core, peak_memory_bytes: peak })
+        let peak_memory_bytes = peak_memory_bytes().map(|peak| peak.saturating_sub(others));
+        let held_bytes = resident_bytes().unwrap_or_default().saturating_sub(before);
+        Ok(Loaded { core, peak_memory_bytes, held_bytes })
     }
 
     fn row(

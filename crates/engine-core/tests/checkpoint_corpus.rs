@@ -150,7 +150,7 @@ fn the_corpus_of_indices() {
 }
 
 /// The layouts of the target `packed`, in its order.
-const LAYOUTS: [&str; 6] = [
+const LAYOUTS: [&str; 7] = [
     r#"{"quant_method":"gptq","bits":4,"group_size":8,"sym":true}"#,
     r#"{"quant_method":"gptq","bits":8,"group_size":-1}"#,
     r#"{"quant_method":"awq","bits":4,"group_size":8}"#,
@@ -158,12 +158,14 @@ const LAYOUTS: [&str; 6] = [
     r#"{"quant_method":"bitsandbytes","load_in_8bit":true}"#,
     r#"{"quant_method":"engine","version":1,
         "default":{"format":"x","bits":4,"group_size":8,"zero":8}}"#,
+    r#"{"quant_method":"engine","version":2,
+        "default":{"format":"x","bits":8,"zero":128,"order":"blocks"}}"#,
 ];
 
 #[test]
 fn the_corpus_of_matrices_in_few_bits() {
     let scratch = Scratch::new();
-    replay("packed", 10, |input| {
+    replay("packed", 11, |input| {
         let Some((&layout, bytes)) = input.split_first() else { return false };
         let layout = LAYOUTS[usize::from(layout) % LAYOUTS.len()];
         let json = format!(

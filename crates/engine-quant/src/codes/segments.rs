@@ -26,7 +26,7 @@ pub(crate) struct Segment {
 /// into such of 256 and a rest.
 pub(crate) fn segments(spec: &PackedSpec) -> Vec<Segment> {
     let width = spec.shape[1];
-    let group_size = if spec.per_tensor { width } else { spec.group_size.min(width) };
+    let group_size = if spec.per_tensor { width } else { spec.group_size.min(width) }.max(1);
     let unit = STEP * vector_steps(spec.bits);
     let pieces = group_size.div_ceil(MAX_COLUMNS);
     let mut segments: Vec<Segment> = Vec::with_capacity(width.div_ceil(group_size) * pieces);
