@@ -60,12 +60,13 @@ def parse():
 
 def tasks(options):
     """All cells, those of one format together."""
+    context = options.config(options.shape)["max_position_embeddings"]
     for bits in options.bits:
         make = functools.partial(Task, options.shape, bits=bits, threads=options.threads)
         for prompt in options.prefill:
             yield make("prefill", prompt=prompt)
         for depth in options.depth:
-            yield make("decode", depth=depth)
+            yield make("decode", depth=depth, output=max(1, min(64, context - depth)))
         for batch in options.batch:
             yield make("decode", depth=64, output=32, batch=batch)
         if options.start:
