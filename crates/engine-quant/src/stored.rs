@@ -204,7 +204,8 @@ impl<B: Backend> WeightMatrix<B> for Stacked<B> {
     }
 
     fn format(&self) -> String {
-        let formats: Vec<_> = self.parts.iter().map(|part| part.format()).collect();
+        let mut formats: Vec<_> = self.parts.iter().map(|part| part.format()).collect();
+        formats.dedup();
         formats.join(" + ")
     }
 

@@ -61,6 +61,7 @@ fn check_parts(make: impl Fn(usize, usize) -> Matrix, case: &str) {
         let stacked = Stacked::new(parts).unwrap();
         assert_eq!(whole.shape(), stacked.shape());
         assert_eq!(whole.activations(), stacked.activations());
+        assert_eq!(whole.format(), stacked.format(), "parts of one format are one format");
         assert_eq!(answers(whole.as_ref()), answers(&stacked), "{case}");
     }
 }

@@ -17,8 +17,8 @@
 //! NaN, and magnitudes beyond 2⁹⁶ may give infinities earlier than sums in `f32` would.
 //!
 //! # Layout
-//! Codes lie in [`CodeOrder::Blocks`]: a line meets four digits of a token in one instruction. Scales, zero points and minima are
-//! `[blocks, groups, 16]`. Rows after the last one have scales of zero.
+//! Codes lie in [`CodeOrder::Blocks`]: a line meets four digits of a token in one instruction. Scales,
+//! zero points and minima are `[blocks, groups, 16]`. Rows after the last one have scales of zero.
 
 mod activations;
 mod isa;
