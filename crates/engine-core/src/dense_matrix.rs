@@ -33,12 +33,7 @@ impl DenseMatrix {
         let [out, in_] = shape;
         let expected = out * in_ * stored_type.num_bytes();
         assert_eq!(bytes.len(), expected, "bytes of a matrix {shape:?} of {stored_type:?}");
-        let bytes = match stored_type.num_bytes() {
-            size if cfg!(target_endian = "little") && bytes.is_aligned(size) => bytes,
-            4 => SharedBytes::from_elems(gather(&bytes, u32::from_le_bytes)),
-            _ => SharedBytes::from_elems(gather(&bytes, u16::from_le_bytes)),
-        };
-        Self { stored_type, shape, bytes }
+        Self { stored_type, shape, bytes: native(stored_type, bytes) }
     }
 
     /// A matrix of `f32`, row-major.
@@ -171,6 +166,16 @@ impl From<StoredType> for DType {
             StoredType::F16 => Self::F16,
             StoredType::Bf16 => Self::BF16,
         }
+    }
+}
+
+/// Little-endian elements as this machine has them: copied if they are not aligned for the type or
+/// the machine is big-endian.
+pub(crate) fn native(stored_type: StoredType, bytes: SharedBytes) -> SharedBytes {
+    match stored_type.num_bytes() {
+        size if cfg!(target_endian = "little") && bytes.is_aligned(size) => bytes,
+        4 => SharedBytes::from_elems(gather(&bytes, u32::from_le_bytes)),
+        _ => SharedBytes::from_elems(gather(&bytes, u16::from_le_bytes)),
     }
 }
 

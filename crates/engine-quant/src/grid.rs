@@ -7,7 +7,7 @@
 
 use half::f16;
 
-use crate::{Bits, Levels, PackedSpec};
+use crate::{Bits, CodeOrder, GroupValues, Levels, PackedMatrix, PackedSpec, SharedBytes, Zeros};
 
 /// The 16 levels of NF4: quantiles of a normal distribution (Dettmers et al. 2023, QLoRA), as
 /// bitsandbytes has them.
@@ -82,7 +82,7 @@ pub enum Grid {
 }
 
 /// Scale and zero point of one group.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct GroupParams {
     /// Already rounded to `f16`.
     pub scale: f16,
@@ -134,6 +134,31 @@ impl Grid {
             levels: self.levels(),
             group_size: self.group().columns(shape[1]),
             per_tensor: self == Self::Int8Tensor,
+        }
+    }
+
+    /// A matrix on this grid; of its rows' parameters the first ones count, as many as it has groups.
+    pub(crate) fn packed(
+        self,
+        spec: PackedSpec,
+        order: CodeOrder,
+        codes: SharedBytes,
+        params: &[GroupParams],
+    ) -> PackedMatrix {
+        let params = &params[..spec.num_groups()];
+        PackedMatrix {
+            spec,
+            format: self.to_string(),
+            order,
+            codes,
+            scales: GroupValues::F16(params.iter().map(|params| params.scale).collect()),
+            zeros: match self.fixed_zero() {
+                Some(zero) => Zeros::Fixed(zero),
+                None => Zeros::PerGroup(params.iter().map(|params| params.zero).collect()),
+            },
+            mins: None,
+            column_order: None,
+            factor: 1.0,
         }
     }
 

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::{
-    CodeOrder, Grid, GroupParams, GroupValues, PackedMatrix, PackedSpec, QuantError, Zeros,
+    CodeOrder, Grid, GroupParams, PackedMatrix, PackedSpec, QuantError,
     codes::{CodeLayout, Lines},
     formats::counted,
     grid::largest_magnitude,
@@ -84,7 +84,7 @@ impl RoundToNearest {
             return Err(QuantError::Empty { shape, group_size: spec.group_size });
         }
         let codes = Lines::zeroed(spec.code_bytes(order));
-        let params = vec![GroupParams { scale: half::f16::ZERO, zero: 0 }; spec.num_groups()];
+        let params = vec![GroupParams::default(); out * spec.groups()];
         Ok(Self { grid, spec, order, codes, params, rows: 0 })
     }
 
@@ -100,24 +100,16 @@ impl RoundToNearest {
             return Err(QuantError::Malformed { what: "rows", expected: out, found: last });
         }
         let grid = self.grid;
-        if self.spec.per_tensor {
-            self.params[0] = grid.fit(&[largest(rows)?]);
-        }
-        let shared = self.spec.per_tensor.then(|| self.params[0]);
+        let shared = match self.spec.per_tensor {
+            true => Some(grid.fit(&[largest(rows)?])),
+            false => None,
+        };
         let layout = CodeLayout::new(&self.spec, self.order);
         let (chunk_rows, chunk_bytes) = (layout.chunk_rows(), layout.chunk_bytes());
         let chunks = first / chunk_rows..last.div_ceil(chunk_rows);
         let groups = self.spec.groups();
-        let mut unused: Vec<_> = match shared {
-            Some(shared) => vec![shared; added],
-            None => Vec::new(),
-        };
-        let params = match shared {
-            Some(_) => &mut unused[..],
-            None => &mut self.params[first * groups..last * groups],
-        };
         // The rows of each chunk that are added, each with the parameters of its groups.
-        let mut rest = params;
+        let mut rest = &mut self.params[first * groups..last * groups];
         let parts = chunks.clone().map(|chunk| {
             let rows = first.max(chunk * chunk_rows)..last.min((chunk + 1) * chunk_rows);
             let params;
@@ -154,28 +146,13 @@ impl RoundToNearest {
     /// # Errors
     /// If there are none.
     pub fn finish(self) -> Result<PackedMatrix, QuantError> {
-        let Self { grid, mut spec, order, codes, mut params, rows } = self;
+        let Self { grid, mut spec, order, codes, params, rows } = self;
         spec.shape[0] = rows;
         if rows == 0 {
             return Err(QuantError::Empty { shape: spec.shape, group_size: spec.group_size });
         }
-        params.truncate(spec.num_groups());
         let codes = codes.into_shared().slice(0..spec.code_bytes(order));
-        let zeros = match grid.fixed_zero() {
-            Some(zero) => Zeros::Fixed(zero),
-            None => Zeros::PerGroup(params.iter().map(|params| params.zero).collect()),
-        };
-        Ok(PackedMatrix {
-            spec,
-            format: grid.to_string(),
-            order,
-            codes,
-            scales: GroupValues::F16(params.iter().map(|params| params.scale).collect()),
-            zeros,
-            mins: None,
-            column_order: None,
-            factor: 1.0,
-        })
+        Ok(grid.packed(spec, order, codes, &params))
     }
 }
 
@@ -195,8 +172,8 @@ fn round_row(
     }
 }
 
-/// The largest magnitude of a matrix.
-fn largest(rows: &dyn Rows) -> Result<f32, QuantError> {
+/// The largest magnitude of a matrix; an error if a number is not finite.
+pub(crate) fn largest(rows: &dyn Rows) -> Result<f32, QuantError> {
     let [out, in_] = rows.shape();
     (0..out)
         .into_par_iter()

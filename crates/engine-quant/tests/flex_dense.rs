@@ -3,24 +3,16 @@
 #![cfg(feature = "flex")]
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use burn_flex::{Flex, FlexDevice};
 use burn_tensor::{DType, Int, Tensor, TensorData};
 use engine_quant::{Activations, QuantOps};
 use proptest::prelude::*;
 
-const TYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+use common::numbers;
 
-/// Numbers in −1 .. 1 that have no pattern.
-fn numbers(len: usize, seed: usize) -> Vec<f32> {
-    let mut state = (seed as u32 + 1).wrapping_mul(0x9E37_79B9) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state as f32 / 2_147_483_648.0 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
-}
+const TYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
 fn matrix(rows: usize, columns: usize, seed: usize) -> Tensor<Flex, 2> {
     let data = TensorData::new(numbers(rows * columns, seed), [rows, columns]);

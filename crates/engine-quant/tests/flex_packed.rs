@@ -3,6 +3,8 @@
 #![cfg(feature = "flex")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod common;
+
 use burn_flex::{Flex, FlexDevice};
 use burn_tensor::{DType, Int, Tensor, TensorData};
 use engine_quant::{
@@ -12,20 +14,10 @@ use engine_quant::{
 use half::f16;
 use proptest::prelude::*;
 
+use common::numbers;
+
 const SHAPES: [[usize; 2]; 8] =
     [[1, 1], [3, 7], [64, 172], [131, 64], [9, 200], [40, 256], [7, 2048], [6, 4101]];
-
-/// Numbers in −1 .. 1 that have no pattern.
-fn numbers(len: usize, seed: usize) -> Vec<f32> {
-    let mut state = (seed as u32 + 1).wrapping_mul(0x9E37_79B9) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state as f32 / 2_147_483_648.0 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
-}
 
 fn tensor(values: Vec<f32>, shape: [usize; 2]) -> Tensor<Flex, 2> {
     Tensor::from_data(TensorData::new(values, shape), (&FlexDevice, DType::F32))

@@ -3,6 +3,8 @@
 #![cfg(feature = "flex")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod common;
+
 use burn_flex::{Flex, FlexDevice};
 use burn_tensor::{DType, Int, Tensor, TensorData};
 use engine_quant::{
@@ -11,23 +13,13 @@ use engine_quant::{
 };
 use half::{bf16, f16};
 
+use common::numbers;
+
 const WIDTH: usize = 300;
 /// The rows of the parts: queries, keys and values, and odd ones.
 const PARTS: [&[usize]; 3] = [&[64, 16, 16], &[7, 1, 40], &[33, 33]];
 
 type Matrix = Box<dyn WeightMatrix<Flex>>;
-
-/// Numbers in −1 .. 1 that have no pattern.
-fn numbers(len: usize, seed: u32) -> Vec<f32> {
-    let mut state = (seed + 1).wrapping_mul(0x9E37_79B9) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state as f32 / 2_147_483_648.0 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
-}
 
 fn bits(tensor: Tensor<Flex, 2>) -> Vec<u32> {
     tensor.into_data().iter::<f32>().map(f32::to_bits).collect()
@@ -36,7 +28,7 @@ fn bits(tensor: Tensor<Flex, 2>) -> Vec<u32> {
 /// Everything that a matrix can be asked, as bits.
 fn answers(matrix: &dyn WeightMatrix<Flex>) -> Vec<Vec<u32>> {
     let products = [1, 2, 5, 13, 40].map(|rows| {
-        let x = TensorData::new(numbers(rows * WIDTH, rows as u32), [rows, WIDTH]);
+        let x = TensorData::new(numbers(rows * WIDTH, rows), [rows, WIDTH]);
         bits(matrix.linear(Tensor::from_data(x, (&FlexDevice, DType::F32))))
     });
     let out = matrix.shape()[0] as i32;

@@ -1,6 +1,5 @@
 //! The weights of a Hugging Face model directory: `model.safetensors`, or shards and their index.
 
-mod convert;
 mod header;
 mod index;
 mod map;
@@ -17,7 +16,7 @@ use burn_tensor::TensorData;
 use engine_quant::SharedBytes;
 use safetensors::Dtype;
 
-use crate::{DenseMatrix, LoadError, QuantizationConfig};
+use crate::{DenseMatrix, LoadError, QuantizationConfig, dense_matrix::native};
 pub(crate) use header::disguise;
 use header::{Entry, read_header};
 use index::read_index;
@@ -241,12 +240,15 @@ impl Checkpoint {
         })
     }
 
-    /// Copies the tensor `name`, in its stored type, after checking its shape.
+    /// The tensor `name`, in its stored type, after checking its shape; where the file is mapped, as
+    /// matrices are.
     ///
     /// # Errors
     /// As [`Checkpoint::tensor`], or if the shape is another.
     pub fn load(&self, name: &str, shape: &[usize]) -> Result<TensorData, LoadError> {
-        self.checked(name, shape).map(|tensor| convert::copy(&tensor))
+        let TensorRef { dtype, .. } = self.checked(name, shape)?;
+        let bytes = native(dtype, self.share(name)?);
+        Ok(TensorData::from_bytes(bytes.into_bytes(), shape, dtype.into()))
     }
 
     /// The matrix `name` where the file is mapped, after checking its shape.

@@ -7,17 +7,13 @@
 
 use std::ops::Range;
 
-use half::f16;
 use rayon::prelude::*;
 
 use super::{
     Hessian,
     linalg::{Part, factor_of_inverse, subtract_product},
 };
-use crate::{
-    Bits, CodeOrder, Grid, GroupParams, GroupValues, PackedMatrix, PackedSpec, QuantError, Rows,
-    Zeros,
-};
+use crate::{Bits, CodeOrder, Grid, GroupParams, PackedMatrix, QuantError, Rows, round::largest};
 
 /// Rows that a thread works on at a time.
 const TASK_ROWS: usize = 16;
@@ -168,7 +164,8 @@ fn permuted(matrix: &[f64], columns: usize, order: Option<&[u32]>) -> Vec<f64> {
 /// scale of half precision.
 pub fn gptq(rows: &dyn Rows, factor: &GptqFactor, grid: Grid) -> Result<PackedMatrix, QuantError> {
     let shape @ [out, in_] = rows.shape();
-    let group_size = grid.group().columns(in_);
+    let spec = grid.spec(shape);
+    let group_size = spec.group_size;
     if out == 0 || in_ == 0 {
         return Err(QuantError::Empty { shape, group_size });
     }
@@ -176,14 +173,11 @@ pub fn gptq(rows: &dyn Rows, factor: &GptqFactor, grid: Grid) -> Result<PackedMa
         let what = "columns of the Hessian";
         return Err(QuantError::Malformed { what, expected: in_, found: factor.columns });
     }
-    let per_tensor = grid == Grid::Int8Tensor;
-    let spec =
-        PackedSpec { shape, bits: grid.bits(), levels: grid.levels(), group_size, per_tensor };
-    let shared = if per_tensor { Some(fit_whole(rows, grid)?) } else { None };
+    let shared = if spec.per_tensor { Some(grid.fit(&[largest(rows)?])) } else { None };
     let run = Run { grid, factor, group_size, shared, blocks: factor.blocks(group_size) };
     let (row_bytes, groups) = (spec.row_bytes(), in_.div_ceil(group_size));
     let mut codes = vec![0; out * row_bytes];
-    let mut params = vec![GroupParams { scale: f16::ZERO, zero: 0 }; out * groups];
+    let mut params = vec![GroupParams::default(); out * groups];
     codes
         .par_chunks_mut(TASK_ROWS * row_bytes)
         .zip(params.par_chunks_mut(TASK_ROWS * groups))
@@ -200,34 +194,10 @@ pub fn gptq(rows: &dyn Rows, factor: &GptqFactor, grid: Grid) -> Result<PackedMa
             }
             Ok(())
         })?;
-    params.truncate(spec.num_groups());
-    let zeros = match grid.fixed_zero() {
-        Some(zero) => Zeros::Fixed(zero),
-        None => Zeros::PerGroup(params.iter().map(|params| params.zero).collect()),
-    };
     Ok(PackedMatrix {
-        spec,
-        format: grid.to_string(),
-        order: CodeOrder::Rows,
-        codes: codes.into(),
-        scales: GroupValues::F16(params.iter().map(|params| params.scale).collect()),
-        zeros,
-        mins: None,
         column_order: factor.order.clone().filter(|_| !factor.static_groups),
-        factor: 1.0,
+        ..grid.packed(spec, CodeOrder::Rows, codes.into(), &params)
     })
-}
-
-/// The parameters that a whole matrix shares.
-fn fit_whole(rows: &dyn Rows, grid: Grid) -> Result<GroupParams, QuantError> {
-    let [out, in_] = rows.shape();
-    let mut row = vec![0.0; in_];
-    let mut largest = 0.0_f32;
-    for i in 0..out {
-        rows.read_row(i, &mut row);
-        largest = row.iter().fold(largest, |max, w| max.max(w.abs()));
-    }
-    Ok(grid.fit(&[largest]))
 }
 
 /// One matrix being rounded.
