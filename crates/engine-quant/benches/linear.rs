@@ -121,6 +121,11 @@ fn eight_rows(bencher: Bencher<'_, '_>, format: &str) {
     bytes(bencher, format, 8);
 }
 
+#[divan::bench(args = FORMATS, sample_count = 40)]
+fn sixteen_rows(bencher: Bencher<'_, '_>, format: &str) {
+    bytes(bencher, format, 16);
+}
+
 fn bytes(bencher: Bencher<'_, '_>, format: &str, rows: usize) {
     let (mut turns, x) = (Turns::new(format), activations(rows));
     let bytes = BytesCount::new(turns.next().num_bytes());

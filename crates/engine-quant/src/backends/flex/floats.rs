@@ -4,10 +4,13 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::dots::{Dots, PanelDots, Widened};
+use super::dots::{AHEAD, Dots, PanelDots, Widened};
 use super::panels::{self, Fill, Tiles, TilesPart};
 use super::simd::{Isa, Kernel, Simd, StoredFloat};
 use super::tiles::{self, COLUMNS, Part, STREAMS, Sizes, block_len, steps, x_pointers};
+
+/// Rows up to which copying stored rows to panels costs more than it saves.
+const IN_PLACE_ROWS: usize = 24;
 
 /// `x [rows, in]` times `weight [out, in]` transposed, `[rows, out]`.
 pub fn product<W: StoredFloat>(
@@ -23,11 +26,14 @@ pub fn product<W: StoredFloat>(
         return tiles::product(sizes, |part| isa.run(Stream { part, x, weight }));
     }
     let x = Tiles::new(x, sizes, lanes, |part| isa.run(part));
+    if rows <= IN_PLACE_ROWS {
+        return tiles::product(sizes, |part| isa.run(InPlace { part, x: &x, weight }));
+    }
     tiles::product(sizes, |part| isa.run(Panels { part, x: &x, weight }))
 }
 
-/// A part of a product of few rows: memory is the limit, so each stored row is read from its first
-/// element to its last.
+/// A part of a product of one tile of rows: memory is the limit, so each stored row is read from
+/// its first element to its last.
 struct Stream<'a, X, W> {
     part: Part,
     /// `[rows, width]`.
@@ -98,6 +104,78 @@ impl<X, W: Copy> Stream<'_, X, W> {
             }
         }
         part.add(&sums, part.rows.start, columns);
+    }
+}
+
+/// A part of a product of a few tiles of rows: memory and arithmetic take about as long, so stored
+/// rows are multiplied where they lie, those after them being fetched meanwhile.
+struct InPlace<'a, X, W> {
+    part: Part,
+    x: &'a Tiles<X>,
+    /// `[out, width]`.
+    weight: &'a [W],
+}
+
+impl<W: StoredFloat> Kernel for InPlace<'_, f32, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.multiply(Widened::<S, W>::new(s));
+    }
+}
+
+impl<X: Send + Sync, W: Copy> InPlace<'_, X, W> {
+    #[inline(always)]
+    fn multiply<D: Dots<X = X, W = W>>(&self, dots: D) {
+        let Part { sizes, columns, rows, .. } = &self.part;
+        let passes = steps(columns, COLUMNS).flat_map(|columns| {
+            steps(&(0..sizes.width), block_len::<X>()).map(move |block| (columns.clone(), block))
+        });
+        let mut passes = passes.peekable();
+        while let Some((columns, block)) = passes.next() {
+            let w = self.pointers(&columns, &block);
+            let next = passes.peek().map_or(w, |(columns, block)| self.pointers(columns, block));
+            for (i, tile) in steps(rows, sizes.tile).enumerate() {
+                // Each tile fetches a part; what is fetched already costs little once more.
+                let ahead = [i * AHEAD, i * AHEAD + 1].map(|i| next[i.min(COLUMNS - 1)]);
+                let place = (tile.start, &columns, &block);
+                match tile.len() {
+                    6 => self.tile::<D, 6>(dots, w, place, ahead),
+                    5 => self.tile::<D, 5>(dots, w, place, ahead),
+                    4 => self.tile::<D, 4>(dots, w, place, ahead),
+                    3 => self.tile::<D, 3>(dots, w, place, ahead),
+                    2 => self.tile::<D, 2>(dots, w, place, ahead),
+                    _ => self.tile::<D, 1>(dots, w, place, ahead),
+                }
+            }
+        }
+    }
+
+    /// A block of each of the stored rows, the last one's again where there are fewer.
+    #[inline(always)]
+    fn pointers(&self, columns: &Range<usize>, block: &Range<usize>) -> [*const W; COLUMNS] {
+        let mut pointers = [self.weight.as_ptr(); COLUMNS];
+        for (i, pointer) in pointers.iter_mut().enumerate() {
+            let column = (columns.start + i).min(columns.end - 1);
+            *pointer = row_block(self.weight, self.part.sizes.width, column, block).as_ptr();
+        }
+        pointers
+    }
+
+    /// Multiplies the `R` rows from `row` on.
+    #[inline(always)]
+    fn tile<D: Dots<X = X, W = W>, const R: usize>(
+        &self,
+        dots: D,
+        w: [*const W; COLUMNS],
+        (row, columns, block): (usize, &Range<usize>, &Range<usize>),
+        ahead: [*const W; AHEAD],
+    ) {
+        let x = self.x.tile(row, block);
+        // SAFETY: `row_block` checked the lengths, and the tile has a block of `R` rows.
+        let sums = unsafe { dots.tile_dots::<R>(x, w, block.len(), ahead) };
+        self.part.add(&sums, row, columns);
     }
 }
 
@@ -191,10 +269,20 @@ mod brain {
             });
         }
         let x = Tiles::new(x, sizes, lanes, |part| x86_bf16::run(part));
+        if rows <= IN_PLACE_ROWS {
+            return tiles::product(sizes, |part| x86_bf16::run(InPlace { part, x: &x, weight }));
+        }
         tiles::product(sizes, |part| x86_bf16::run(Panels { part, x: &x, weight }))
     }
 
     impl PairsKernel for Stream<'_, bf16, bf16> {
+        #[inline(always)]
+        fn run(self, pairs: Pairs) {
+            self.multiply(pairs);
+        }
+    }
+
+    impl PairsKernel for InPlace<'_, bf16, bf16> {
         #[inline(always)]
         fn run(self, pairs: Pairs) {
             self.multiply(pairs);

@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::thread::LocalKey;
 
-use super::dots::PanelDots;
+use super::dots::{PanelDots, prefetch};
 use super::simd::{Kernel, Simd};
 use super::threads;
 use super::tiles::{BLOCK_BYTES, COLUMNS, Part, SharedMut, Sizes, block_len, steps};
@@ -90,7 +90,7 @@ impl<X: Send + Sync> Tiles<X> {
 
     /// The tile that begins with `row`.
     #[inline(always)]
-    fn tile(&self, row: usize, block: &Range<usize>) -> *const X {
+    pub fn tile(&self, row: usize, block: &Range<usize>) -> *const X {
         let len = block.len().next_multiple_of(self.lanes);
         debug_assert!(
             (self.sizes.rows * block.start + row * len) * size_of::<X>()
@@ -220,17 +220,6 @@ unsafe fn multiply_tile<D: PanelDots, const R: usize>(
             dots.panel_dots::<R>(x, panel.add(i * COLUMNS * vectors * D::LANES), vectors)
         };
         part.add(&sums, row, &columns);
-    }
-}
-
-/// Fetches a line into the second cache.
-#[inline(always)]
-fn prefetch(_line: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: prefetching reads nothing.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(_line.cast());
     }
 }
 

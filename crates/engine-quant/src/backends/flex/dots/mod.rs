@@ -36,7 +36,24 @@ pub trait Dots: Copy {
         w: [*const Self::W; O],
         len: usize,
     ) -> [[f32; O]; R];
+
+    /// The dot products of `R` rows that lie as [`PanelDots`] reads them with [`COLUMNS`] stored
+    /// rows where they lie, `len` elements each. Meanwhile so many elements at `ahead` are fetched
+    /// into the second cache.
+    ///
+    /// # Safety
+    /// `len` elements can be read at the pointers to stored rows, and whole vectors at `x`.
+    unsafe fn tile_dots<const R: usize>(
+        self,
+        x: *const Self::X,
+        w: [*const Self::W; COLUMNS],
+        len: usize,
+        ahead: [*const Self::W; AHEAD],
+    ) -> [[f32; COLUMNS]; R];
 }
+
+/// Stored rows that are fetched while a tile is multiplied.
+pub const AHEAD: usize = 2;
 
 /// Dot products of rows that lie side by side: vector `v` of row `r` of `R` is vector `v · R + r`
 /// there. The last vectors are filled up with zeros.
@@ -128,6 +145,56 @@ impl<S: Simd, W: StoredFloat> Dots for Widened<S, W> {
     ) -> [[f32; O]; R] {
         // SAFETY: the caller's promise.
         unsafe { simd::dot_tile(self.0, x, w, len) }
+    }
+
+    #[inline(always)]
+    unsafe fn tile_dots<const R: usize>(
+        self,
+        x: *const f32,
+        w: [*const W; COLUMNS],
+        len: usize,
+        ahead: [*const W; AHEAD],
+    ) -> [[f32; COLUMNS]; R] {
+        let s = self.0;
+        let mut sums = [[s.splat(0.0); COLUMNS]; R];
+        let mut k = 0;
+        while k < len {
+            let left = len - k;
+            let mut stored = [s.splat(0.0); COLUMNS];
+            for c in 0..COLUMNS {
+                // SAFETY: `left` elements are left, and the caller vouches for `len`.
+                stored[c] = unsafe {
+                    if left >= S::LANES {
+                        W::load(s, w[c].add(k))
+                    } else {
+                        W::load_partial(s, w[c].add(k), left)
+                    }
+                };
+            }
+            for ahead in ahead {
+                prefetch(ahead.wrapping_add(k));
+            }
+            for r in 0..R {
+                // SAFETY: the vectors of the rows lie side by side.
+                let row = unsafe { s.load(x.add(k * R + r * S::LANES)) };
+                for c in 0..COLUMNS {
+                    sums[r][c] = s.mul_add(row, stored[c], sums[r][c]);
+                }
+            }
+            k += S::LANES;
+        }
+        simd::sum_tile(s, sums)
+    }
+}
+
+/// Fetches the line of a number into the second cache.
+#[inline(always)]
+pub fn prefetch<T>(_at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: prefetching reads nothing.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(_at.cast());
     }
 }
 

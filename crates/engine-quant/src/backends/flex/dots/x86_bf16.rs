@@ -9,7 +9,7 @@ use half::bf16;
 
 use super::super::simd::{self, Avx512, Simd};
 use super::super::tiles::COLUMNS;
-use super::{Dots, PanelDots};
+use super::{AHEAD, Dots, PanelDots, prefetch};
 
 /// Both operands are `bf16`, multiplied in pairs by AVX-512.
 ///
@@ -163,6 +163,40 @@ impl Dots for Pairs {
                     }
                 }
             }
+        }
+        simd::sum_tile(self.0, sums)
+    }
+
+    #[inline(always)]
+    unsafe fn tile_dots<const R: usize>(
+        self,
+        x: *const bf16,
+        w: [*const bf16; COLUMNS],
+        len: usize,
+        ahead: [*const bf16; AHEAD],
+    ) -> [[f32; COLUMNS]; R] {
+        let mut sums = [[self.0.splat(0.0); COLUMNS]; R];
+        let mut k = 0;
+        while k < len {
+            let left = len - k;
+            // SAFETY: see above; `left` elements are left.
+            unsafe {
+                let stored = if left >= LANES {
+                    w.map(|w| self.load(w.add(k)))
+                } else {
+                    w.map(|w| self.load_partial(w.add(k), left))
+                };
+                for ahead in ahead {
+                    prefetch(ahead.wrapping_add(k));
+                }
+                for r in 0..R {
+                    let row = self.load(x.add(k * R + r * LANES));
+                    for c in 0..COLUMNS {
+                        sums[r][c] = _mm512_dpbf16_ps(sums[r][c], row, stored[c]);
+                    }
+                }
+            }
+            k += LANES;
         }
         simd::sum_tile(self.0, sums)
     }
