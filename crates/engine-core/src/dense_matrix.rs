@@ -100,6 +100,11 @@ impl DenseMatrix {
         self.bytes.len()
     }
 
+    /// Says that few rows will be read, here and there; see [`SharedBytes::scatter`].
+    pub fn scatter(&self) {
+        self.bytes.scatter();
+    }
+
     /// All numbers, row-major.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.shape[0] * self.shape[1]];

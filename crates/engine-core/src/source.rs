@@ -31,6 +31,16 @@ impl StoredMatrix {
         }
     }
 
+    /// Says that few rows will be read, here and there; see [`SharedBytes::scatter`].
+    ///
+    /// [`SharedBytes::scatter`]: engine_quant::SharedBytes::scatter
+    pub fn scatter(&self) {
+        match self {
+            Self::Dense(matrix) => matrix.scatter(),
+            Self::Packed(packed) => packed.codes.scatter(),
+        }
+    }
+
     /// All numbers, row-major.
     pub fn to_f32(&self) -> Vec<f32> {
         match self {

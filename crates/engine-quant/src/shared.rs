@@ -16,6 +16,9 @@ pub trait ByteSource: Send + Sync + 'static {
 
     /// Hears that one reader of these bytes is gone; others may be there.
     fn release(&self, _range: Range<usize>) {}
+
+    /// Hears that few of these bytes will be read, here and there.
+    fn scatter(&self, _range: Range<usize>) {}
 }
 
 /// Bytes that are read and never written, in memory of their own or where a file is mapped.
@@ -95,6 +98,12 @@ impl SharedBytes {
                 Self::from(all)
             })
         })
+    }
+
+    /// Tells the source that few of these bytes will be read, here and there, so that it need not
+    /// have those between them at hand.
+    pub fn scatter(&self) {
+        self.0.source.scatter(self.0.range.clone());
     }
 
     /// Whether the first byte is at a multiple of `align`.

@@ -90,6 +90,14 @@ impl ByteSource for Mapping {
         #[cfg(not(unix))]
         let _ = range;
     }
+
+    fn scatter(&self, range: Range<usize>) {
+        // As above.
+        #[cfg(target_os = "linux")]
+        drop(self.0.advise_range(memmap2::Advice::NoHugePage, range.start, range.len()));
+        #[cfg(not(target_os = "linux"))]
+        let _ = range;
+    }
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -116,8 +124,15 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), vec![7; 1 << 20]).unwrap();
         let mapped = MappedFile::open(file.path()).unwrap();
-        let flags = flags(mapped.as_ptr() as usize).unwrap();
-        assert!(flags.split_whitespace().any(|flag| flag == "hg"), "{flags}");
+        let has = |place: usize, wanted: &str| {
+            let flags = flags(mapped.as_ptr().addr() + place).unwrap();
+            assert!(flags.split_whitespace().any(|flag| flag == wanted), "{wanted}: {flags}");
+        };
+        has(0, "hg");
+        // Where only some pages are read, no others come with them.
+        mapped.share(1 << 19..1 << 20).scatter();
+        has(0, "hg");
+        has(1 << 19, "nh");
         assert!(mapped.iter().all(|byte| *byte == 7));
     }
 }

@@ -9,14 +9,14 @@ mod tensors;
 use std::sync::Arc;
 
 use burn_tensor::{DType, Tensor, TensorData};
-use engine_quant::{SchemePlan, WeightMatrix};
+use engine_quant::{Activations, SchemePlan, WeightMatrix};
 
 pub use estimate::planned_weight_bytes;
 pub use report::{LoadEntry, LoadReport, Treatment};
 pub use tensors::MatrixTensor;
 
 use super::{Model, layer::DecoderLayer, layer::LayerShape, layer::Linear};
-use crate::{LoadError, ModelBackend, ModelConfig, Rope, WeightSource};
+use crate::{LoadError, ModelBackend, ModelConfig, Rope, StoredMatrix, WeightSource};
 use matrix::MatrixReader;
 use parts::{MatrixParts, layer_prefix};
 
@@ -58,8 +58,11 @@ pub fn load<B: ModelBackend>(
         progress,
     };
     let prefix = loader.prefix;
-    let embed_tokens: Arc<dyn WeightMatrix<B>> =
-        Arc::from(loader.matrix(&MatrixParts::embed_tokens(&config, prefix))?);
+    let embed_tokens = loader.read(&MatrixParts::embed_tokens(&config, prefix))?;
+    if !config.tie_word_embeddings {
+        embed_tokens.iter().for_each(StoredMatrix::scatter);
+    }
+    let embed_tokens: Arc<dyn WeightMatrix<B>> = Arc::from(loader.upload_matrix(embed_tokens)?);
     // The largest matrices come first: what quantizing them takes for a moment is free again before
     // the others are there.
     let lm_head = if config.tie_word_embeddings {
@@ -159,10 +162,25 @@ impl<B: ModelBackend> Loader<'_, B> {
     }
 
     fn matrix(&mut self, matrix: &MatrixParts) -> Result<Box<dyn WeightMatrix<B>>, LoadError> {
-        let activations = self.reader.plan.activations().unwrap_or_else(B::exact);
-        let (rows, num_bytes) = self.reader.read::<B>(matrix, activations)?;
+        let rows = self.read(matrix)?;
+        self.upload_matrix(rows)
+    }
+
+    fn read(&mut self, matrix: &MatrixParts) -> Result<Vec<StoredMatrix>, LoadError> {
+        let (rows, num_bytes) = self.reader.read::<B>(matrix, self.activations())?;
         self.report(num_bytes);
-        matrix::upload(rows, activations, self.device)
+        Ok(rows)
+    }
+
+    fn upload_matrix(
+        &self,
+        rows: Vec<StoredMatrix>,
+    ) -> Result<Box<dyn WeightMatrix<B>>, LoadError> {
+        matrix::upload(rows, self.activations(), self.device)
+    }
+
+    fn activations(&self) -> Activations {
+        self.reader.plan.activations().unwrap_or_else(B::exact)
     }
 
     /// A norm's weight, `[len]`; Gemma stores its difference from one.
