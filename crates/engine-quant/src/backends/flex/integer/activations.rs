@@ -1,3 +1,4 @@
+use super::isa::Integers;
 use super::kernel::TILE_TOKENS;
 use super::layout::{Stored, StoredZeros};
 use crate::codes::{MAX_COLUMNS, STEP, Segment, num_steps};
@@ -44,8 +45,8 @@ pub fn token_tiles(tokens: usize, max: usize) -> impl Iterator<Item = TokenTile>
 
 /// Activations rounded to integers of `D` digits.
 ///
-/// The digits of a tile of tokens are `[steps, tokens, D, 4 bytes]`, the low digit first, its
-/// numbers `[segments, tokens]`; tiles follow one another.
+/// The digits of a tile of tokens are `[steps, tokens, words, 4 bytes]`, its numbers `[segments,
+/// tokens]`; tiles follow one another. [`Integers::DIGITS`] says what the words are.
 #[derive(Default)]
 pub struct Rounded {
     pub digits: Vec<u32>,
@@ -54,8 +55,8 @@ pub struct Rounded {
 
 impl Rounded {
     /// Makes room for so many tokens.
-    pub fn reserve<const D: usize>(&mut self, tokens: usize, segments: &[Segment]) {
-        self.digits.resize(tokens * num_steps(segments) * D, 0);
+    pub fn reserve<S: Integers, const D: usize>(&mut self, tokens: usize, segments: &[Segment]) {
+        self.digits.resize(tokens * num_steps(segments) * num_words::<S, D>(), 0);
         self.numbers.resize(tokens * segments.len(), SegmentNumbers::default());
     }
 }
@@ -71,12 +72,18 @@ pub struct RoundedTile<'a> {
 impl RoundedTile<'_> {
     /// Rounds the activations `x [width]` of token `token` of the tile.
     #[inline(always)]
-    pub fn round<const D: usize>(&mut self, stored: &Stored<'_>, token: usize, x: &[f32]) {
+    pub fn round<S: Integers, const D: usize>(
+        &mut self,
+        stored: &Stored<'_>,
+        token: usize,
+        x: &[f32],
+    ) {
         let zero = match stored.zeros {
             StoredZeros::Fixed(zero) => i32::from(zero),
             StoredZeros::PerGroup(_) => 0,
         };
-        let stride = self.len * D;
+        let words = num_words::<S, D>();
+        let stride = self.len * words;
         let tokens = self.numbers.chunks_exact_mut(self.len);
         for (segment, numbers) in stored.segments.iter().zip(tokens) {
             let x = &x[segment.start..][..segment.len];
@@ -93,18 +100,40 @@ impl RoundedTile<'_> {
                 top_sum,
                 total: scale * whole as f32,
             };
-            let digits = &mut self.digits[segment.first_step * stride + token * D..];
+            let digits = &mut self.digits[segment.first_step * stride + token * words..];
             for step in 0..segment.steps {
-                for d in 0..D {
-                    digits[step * stride + d] = u32::from_le_bytes(bytes[d][step]);
+                let digits = &mut digits[step * stride..][..words];
+                if S::DIGITS == 2 {
+                    let [low, high, top] = [0, 1, 2].map(|d| bytes[d][step].map(|b| b as i8));
+                    let two = std::array::from_fn(|i| i16::from(high[i]) * 256 + i16::from(low[i]));
+                    digits[..2].copy_from_slice(&pairs(two));
+                    if D == 3 {
+                        digits[2..].copy_from_slice(&pairs(top.map(i16::from)));
+                    }
+                } else {
+                    for (d, word) in digits.iter_mut().enumerate() {
+                        *word = u32::from_le_bytes(bytes[d][step]);
+                    }
                 }
             }
         }
     }
 }
 
+/// Words of a token's four columns.
+pub const fn num_words<S: Integers, const D: usize>() -> usize {
+    D.next_multiple_of(S::DIGITS)
+}
+
+/// The first number beside the third, and the second beside the fourth.
+#[inline(always)]
+fn pairs([a, b, c, d]: [i16; STEP]) -> [u32; 2] {
+    let pair = |low: i16, high: i16| u32::from(low as u16) | u32::from(high as u16) << 16;
+    [pair(a, c), pair(b, d)]
+}
+
 /// Value of the third digit.
-pub const TOP: i32 = 65536;
+pub const TOP: i32 = 32768;
 
 /// Numbers that are rounded at a time.
 const LANES: usize = 16;
@@ -119,7 +148,7 @@ fn vectors(x: &[f32]) -> impl Iterator<Item = [f32; LANES]> {
 }
 
 /// The largest magnitude in units of the largest integer: 32512 = 127 · 256 where there are two
-/// digits, 4128768 = 63 · 65536 where there are three. Zero where that is subnormal, NaN where a number is not finite.
+/// digits, 4128768 = 126 · 32768 where there are three. Zero where that is subnormal, NaN where a number is not finite.
 #[inline(always)]
 fn unit<const D: usize>(x: &[f32]) -> f32 {
     // Magnitudes of floats are ordered as their bits, the infinities and NaNs last.
@@ -156,20 +185,22 @@ fn round_segment<const D: usize>(
     let (mut sums, mut top_sums) = ([0_i32; LANES], [0_i32; LANES]);
     for (((x, low), high), top) in vectors(x).zip(low).zip(high).zip(top) {
         let integers = x.map(|x| (x / scale + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32);
-        *low = integers.map(|q| q as u8);
-        *high = integers.map(|q| ((q + 128) >> 8) as u8);
-        for (sum, q) in sums.iter_mut().zip(integers) {
+        let tops = integers.map(|q| if D == 3 { (q + TOP / 2) >> TOP.ilog2() } else { 0 });
+        let mut rest = integers;
+        for (rest, top) in rest.iter_mut().zip(tops) {
+            *rest -= top * TOP;
+        }
+        *low = rest.map(|q| q as u8);
+        *high = rest.map(|q| ((q + 128) >> 8) as u8);
+        for (sum, q) in sums.iter_mut().zip(rest) {
             *sum += q;
         }
         if D == 3 {
-            // What rounding `q / 65536` leaves are two signed digits.
-            let tops = integers.map(|q| (((q + 128) >> 8) + 128) >> 8);
             *top = tops.map(|q| q as u8);
             for (sum, q) in top_sums.iter_mut().zip(tops) {
                 *sum += q;
             }
         }
     }
-    let top_sum = top_sums.into_iter().sum();
-    [sums.into_iter().sum::<i32>() - top_sum * TOP, top_sum]
+    [sums.into_iter().sum(), top_sums.into_iter().sum()]
 }

@@ -6,7 +6,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::activations::{SegmentNumbers, TOP};
+use super::activations::{SegmentNumbers, TOP, num_words};
 use super::isa::{Integers, Kernel};
 use super::layout::{Numbers, Stored, StoredZeros};
 use crate::Bits;
@@ -18,7 +18,7 @@ pub struct TilePointers<const O: usize> {
     pub codes: [*const u8; O],
     /// Where the numbers of the vectors' first group are.
     pub places: [usize; O],
-    /// `[steps, tokens, D]`.
+    /// `[steps, tokens, words]`.
     pub digits: *const u32,
     /// `[segments, tokens]`.
     pub numbers: *const SegmentNumbers,
@@ -47,7 +47,8 @@ impl<const O: usize> TilePointers<O> {
 
 /// Tokens of the largest tile.
 pub const fn tile_rows<S: Integers, const D: usize>() -> usize {
-    if D > S::ROWS { 1 } else { S::ROWS / D }
+    let sums = D.div_ceil(S::DIGITS);
+    if sums > S::ROWS { 1 } else { S::ROWS / sums }
 }
 
 /// Vectors of rows, those of the last block's padding included.
@@ -148,7 +149,8 @@ impl<const FOUR: bool, const PLAIN: bool> Format for Rules<FOUR, PLAIN> {
     const PLAIN: bool = PLAIN;
 }
 
-/// Integer sums of a tile: `[tokens, digits, vectors]`.
+/// Integer sums of a tile: `[tokens, digits, vectors]`, those of two digits that are multiplied as
+/// one in the first's place.
 type Sums<S, const D: usize, const T: usize, const O: usize> = [[[<S as Integers>::I; O]; D]; T];
 
 #[inline(always)]
@@ -170,7 +172,8 @@ unsafe fn tile<S: Integers, F: Format, const D: usize, const T: usize, const O: 
                     sums[t][D - 1] = [s.splat((*numbers.add(t)).top_bias); O];
                 }
             }
-            let mut digits = at.digits.add(segment.first_step * T * D);
+            let step_words = T * num_words::<S, D>();
+            let mut digits = at.digits.add(segment.first_step * step_words);
             let first = segment.first_step / line_steps;
             for line in first..first + segment.steps / line_steps {
                 let mut codes = [s.splat(0); O];
@@ -184,16 +187,16 @@ unsafe fn tile<S: Integers, F: Format, const D: usize, const T: usize, const O: 
                         #[inline(always)]
                         |codes| s.low_halves(codes),
                     );
-                    step::<S, F, D, T, O>(s, &mut sums, low, digits);
+                    step::<S, D, T, O>(s, &mut sums, low, digits);
                     let high = codes.map(
                         #[inline(always)]
                         |codes| s.high_halves(codes),
                     );
-                    step::<S, F, D, T, O>(s, &mut sums, high, digits.add(T * D));
+                    step::<S, D, T, O>(s, &mut sums, high, digits.add(step_words));
                 } else {
-                    step::<S, F, D, T, O>(s, &mut sums, codes, digits);
+                    step::<S, D, T, O>(s, &mut sums, codes, digits);
                 }
-                digits = digits.add(T * D * line_steps);
+                digits = digits.add(step_words * line_steps);
             }
             end_segment::<S, F, D, T, O>(s, stored, sums, (segment.group, numbers), at);
         }
@@ -202,22 +205,22 @@ unsafe fn tile<S: Integers, F: Format, const D: usize, const T: usize, const O: 
 
 /// Adds the products of four columns.
 #[inline(always)]
-unsafe fn step<S: Integers, F: Format, const D: usize, const T: usize, const O: usize>(
+unsafe fn step<S: Integers, const D: usize, const T: usize, const O: usize>(
     s: S,
     sums: &mut Sums<S, D, T, O>,
     codes: [S::I; O],
     digits: *const u32,
 ) {
+    let codes = codes.map(
+        #[inline(always)]
+        |codes| s.spread(codes),
+    );
     for t in 0..T {
-        for d in 0..D {
-            // SAFETY: the caller vouches for `T · D` words.
-            let digits = unsafe { s.load_digits(digits.add(t * D + d).cast()) };
+        for d in (0..D).step_by(S::DIGITS) {
+            // SAFETY: the caller vouches for the words of `T` tokens.
+            let digits = unsafe { s.load_digits(digits.add(t * num_words::<S, D>() + d)) };
             for o in 0..O {
-                let sum = sums[t][d][o];
-                sums[t][d][o] = match F::FOUR {
-                    true => s.dot_halves(sum, codes[o], digits),
-                    false => s.dot(sum, codes[o], digits),
-                };
+                sums[t][d][o] = s.dot(sums[t][d][o], codes[o], digits);
             }
         }
     }
@@ -257,7 +260,7 @@ unsafe fn end_segment<S: Integers, F: Format, const D: usize, const T: usize, co
         let (numbers, to) = unsafe { (*numbers.add(t), at.sums.add(t * O * S::LANES)) };
         for o in 0..O {
             let mut sum = sums[t][0][o];
-            if D > 1 {
+            if D > 1 && S::DIGITS == 1 {
                 sum = s.join(sums[t][1 % D][o], sum);
             }
             if !F::PLAIN {

@@ -5,7 +5,8 @@
 //! 256. In each segment a token's activations become integers `q` of one, two or three digits:
 //!
 //! * `a = max|x| / 127`, `max|x| / 32512` or `max|x| / 4128768`, in `f32`; `q = x / a`, rounded to the
-//!   nearest integer, ties to even. Digits are signed bytes, `q = 65536 · top + 256 · high + low`.
+//!   nearest integer, ties to even. Digits are signed bytes, `q = 32768 · top + 256 · high + low`: the
+//!   lower two are what rounding `q / 32768` leaves, and fit into 16 bits as one.
 //! * `d = Σ (code − zero) · q`, exact in 32 bits for up to two digits. With three the sums of the top
 //!   digit and of the rest are exact in 32 bits each, and `d` is made of them in `f32`.
 //! * `y ← scale · (a · d) + y` for one segment after the other, the outer product and sum rounded

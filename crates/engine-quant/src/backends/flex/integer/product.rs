@@ -2,7 +2,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::super::threads;
-use super::activations::{Rounded, RoundedTile, SegmentNumbers, TokenTile, token_tiles};
+use super::activations::{Rounded, RoundedTile, SegmentNumbers, TokenTile, num_words, token_tiles};
 use super::isa::{Integers, Isa, Kernel};
 use super::kernel::{TilePointers, add_tile, num_vectors, tile_rows};
 use super::layout::Stored;
@@ -44,7 +44,6 @@ pub fn product<const D: usize>(
         return y;
     }
     let mut rounded = SCRATCH.take();
-    rounded.reserve::<D>(tokens, &stored.segments);
     let y_start = SharedMut(y.as_mut_ptr());
     isa.run(Product::<D> { x, stored, tokens, rounded: &mut rounded, y: y_start, isa });
     SCRATCH.set(rounded);
@@ -87,6 +86,7 @@ impl<const D: usize> Kernel for Product<'_, D> {
     fn run<S: Integers>(self, _s: S) {
         let Self { x, stored, tokens, rounded, y, isa } = self;
         let [out, width] = stored.spec.shape;
+        rounded.reserve::<S, D>(tokens, &stored.segments);
         let tiles: Vec<TokenTile> = token_tiles(tokens, tile_rows::<S, D>()).collect();
         let digits = SharedMut(rounded.digits.as_mut_ptr());
         let numbers = SharedMut(rounded.numbers.as_mut_ptr());
@@ -123,7 +123,7 @@ impl<const D: usize> Kernel for Product<'_, D> {
 /// Tiles of tokens that share a pass over the codes.
 fn block_tiles<S: Integers, const D: usize>(stored: &Stored<'_>) -> usize {
     let tile = tile_rows::<S, D>();
-    let tile_bytes = tile * D * num_steps(&stored.segments) * size_of::<u32>();
+    let tile_bytes = tile * num_words::<S, D>() * num_steps(&stored.segments) * size_of::<u32>();
     let tile_sums = tile * S::VECTORS * S::LANES;
     (TOKEN_BLOCK_BYTES / tile_bytes).min(MAX_SUMS / tile_sums).max(1)
 }
@@ -143,7 +143,7 @@ impl<const D: usize> Kernel for Round<'_, D> {
     #[inline(always)]
     fn run<S: Integers>(self, _s: S) {
         let (width, TokenTile { first, len }) = (self.stored.spec.shape[1], self.tile);
-        let token_words = num_steps(&self.stored.segments) * D;
+        let token_words = num_steps(&self.stored.segments) * num_words::<S, D>();
         let segments = self.stored.segments.len();
         // SAFETY: there is room for all tokens, and tiles do not overlap.
         let (digits, numbers) = unsafe {
@@ -154,7 +154,7 @@ impl<const D: usize> Kernel for Round<'_, D> {
         };
         let mut tile = RoundedTile { digits, numbers, len };
         for (token, x) in self.x[first * width..].chunks_exact(width).take(len).enumerate() {
-            tile.round::<D>(self.stored, token, x);
+            tile.round::<S, D>(self.stored, token, x);
         }
     }
 }
@@ -213,7 +213,7 @@ impl<const D: usize> Part<'_, D> {
                     };
                     // SAFETY: the buffers hold all tokens; `sums` those of this part.
                     unsafe {
-                        let (digits, numbers) = self.tile_start(tile);
+                        let (digits, numbers) = self.tile_start::<S>(tile);
                         (at.digits, at.numbers) = (digits, numbers);
                         at.sums = sums[(tile.first - first.first) * token_sums..].as_mut_ptr();
                         add_tile::<S, D, O>(s, tile.len, self.stored, segment..end, &at);
@@ -253,8 +253,11 @@ impl<const D: usize> Part<'_, D> {
     }
 
     #[inline(always)]
-    unsafe fn tile_start(&self, tile: &TokenTile) -> (*const u32, *const SegmentNumbers) {
-        let words = tile.first * num_steps(&self.stored.segments) * D;
+    unsafe fn tile_start<S: Integers>(
+        &self,
+        tile: &TokenTile,
+    ) -> (*const u32, *const SegmentNumbers) {
+        let words = tile.first * num_steps(&self.stored.segments) * num_words::<S, D>();
         // SAFETY: the caller vouches for the tile.
         unsafe {
             (

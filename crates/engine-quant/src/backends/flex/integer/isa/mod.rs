@@ -104,7 +104,12 @@ pub trait Integers: Copy + Send + Sync {
     /// Lanes of a vector: 8 or 16.
     const LANES: usize;
 
-    /// Rows of digits in the largest tile that fits into the registers, [`Integers::VECTORS`] wide.
+    /// Digits that are multiplied as one number. A single one is a byte, so that a word has those of
+    /// four columns; two are a number of 16 bits, the first and the third column's in a word and the
+    /// second and the fourth one's in the next.
+    const DIGITS: usize;
+
+    /// Rows of sums in the largest tile that fits into the registers, [`Integers::VECTORS`] wide.
     const ROWS: usize;
 
     /// Vectors of codes that a tile multiplies side by side.
@@ -115,6 +120,9 @@ pub trait Integers: Copy + Send + Sync {
 
     /// 32-bit floats.
     type F: Copy;
+
+    /// Four numbers in each lane, as [`Integers::dot`] multiplies them.
+    type Factors: Copy;
 
     /// Runs a kernel that stays a function of its own: compilers take long over large ones.
     fn call<K: Kernel>(self, kernel: K) -> K::Output;
@@ -128,11 +136,14 @@ pub trait Integers: Copy + Send + Sync {
     /// `4 · LANES` bytes can be read at `from`.
     unsafe fn load_codes(self, from: *const u8) -> Self::I;
 
-    /// Four digits in every lane.
+    /// Codes as they are multiplied.
+    fn spread(self, codes: Self::I) -> Self::Factors;
+
+    /// The digits of four columns in every lane.
     ///
     /// # Safety
-    /// Four bytes can be read at `from`.
-    unsafe fn load_digits(self, from: *const u8) -> Self::I;
+    /// `DIGITS` words can be read at `from`.
+    unsafe fn load_digits(self, from: *const u32) -> Self::Factors;
 
     /// The lower half of every byte.
     fn low_halves(self, codes: Self::I) -> Self::I;
@@ -140,14 +151,8 @@ pub trait Integers: Copy + Send + Sync {
     /// The upper half of every byte.
     fn high_halves(self, codes: Self::I) -> Self::I;
 
-    /// Adds the products of four unsigned codes and four signed digits in each lane.
-    fn dot(self, sums: Self::I, codes: Self::I, digits: Self::I) -> Self::I;
-
-    /// The same where codes are below 16.
-    #[inline(always)]
-    fn dot_halves(self, sums: Self::I, codes: Self::I, digits: Self::I) -> Self::I {
-        self.dot(sums, codes, digits)
-    }
+    /// Adds the products of four unsigned codes and four signed numbers in each lane.
+    fn dot(self, sums: Self::I, codes: Self::Factors, digits: Self::Factors) -> Self::I;
 
     /// `256 · high + low`, wrapping.
     fn join(self, high: Self::I, low: Self::I) -> Self::I;

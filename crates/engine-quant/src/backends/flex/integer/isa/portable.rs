@@ -35,10 +35,12 @@ fn byte(lane: i32, i: usize) -> u8 {
 
 impl Integers for Portable {
     const LANES: usize = LANES;
+    const DIGITS: usize = 1;
     const ROWS: usize = 2;
     const VECTORS: usize = 1;
     type I = [i32; LANES];
     type F = [f32; LANES];
+    type Factors = [i32; LANES];
 
     #[inline(always)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
@@ -58,9 +60,14 @@ impl Integers for Portable {
     }
 
     #[inline(always)]
-    unsafe fn load_digits(self, from: *const u8) -> Self::I {
-        // SAFETY: the caller vouches for the bytes.
-        [i32::from_le_bytes(unsafe { from.cast::<[u8; 4]>().read() }); LANES]
+    fn spread(self, codes: Self::I) -> Self::I {
+        codes
+    }
+
+    #[inline(always)]
+    unsafe fn load_digits(self, from: *const u32) -> Self::I {
+        // SAFETY: the caller vouches for the word.
+        [unsafe { from.cast::<i32>().read() }; LANES]
     }
 
     #[inline(always)]

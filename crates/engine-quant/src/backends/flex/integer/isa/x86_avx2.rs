@@ -4,7 +4,7 @@ use half::f16;
 
 use super::{Integers, Kernel};
 
-/// Eight lanes: AVX2, with products of bytes (AVX-VNNI) or products of 16-bit integers instead.
+/// Eight lanes: AVX2, with products of bytes (AVX-VNNI) or, without them, of numbers of 16 bits.
 #[derive(Clone, Copy)]
 pub struct Avx2<const VNNI: bool>(());
 
@@ -50,10 +50,13 @@ unsafe fn call_vnni<K: Kernel>(kernel: K) -> K::Output {
 // callers have checked the features; pointers are vouched for by the caller of each method.
 impl<const VNNI: bool> Integers for Avx2<VNNI> {
     const LANES: usize = 8;
+    const DIGITS: usize = if VNNI { 1 } else { 2 };
     const ROWS: usize = 4;
     const VECTORS: usize = 2;
     type I = __m256i;
     type F = __m256;
+    /// The second half repeats the first where bytes are multiplied.
+    type Factors = [__m256i; 2];
 
     #[inline(always)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
@@ -74,9 +77,24 @@ impl<const VNNI: bool> Integers for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn load_digits(self, from: *const u8) -> __m256i {
+    fn spread(self, codes: __m256i) -> [__m256i; 2] {
+        if VNNI {
+            return [codes; 2];
+        }
         // SAFETY: see above.
-        unsafe { _mm256_set1_epi32(from.cast::<i32>().read_unaligned()) }
+        unsafe { [_mm256_and_si256(codes, _mm256_set1_epi16(255)), _mm256_srli_epi16::<8>(codes)] }
+    }
+
+    #[inline(always)]
+    unsafe fn load_digits(self, from: *const u32) -> [__m256i; 2] {
+        // SAFETY: see above.
+        unsafe {
+            let first = _mm256_set1_epi32(from.cast::<i32>().read());
+            if VNNI {
+                return [first; 2];
+            }
+            [first, _mm256_set1_epi32(from.add(1).cast::<i32>().read())]
+        }
     }
 
     #[inline(always)]
@@ -92,33 +110,15 @@ impl<const VNNI: bool> Integers for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    fn dot(self, sums: __m256i, codes: __m256i, digits: __m256i) -> __m256i {
+    fn dot(self, sums: __m256i, codes: [__m256i; 2], digits: [__m256i; 2]) -> __m256i {
         // SAFETY: see above.
         unsafe {
             if VNNI {
-                return _mm256_dpbusd_avx_epi32(sums, codes, digits);
+                return _mm256_dpbusd_avx_epi32(sums, codes[0], digits[0]);
             }
-            // Products of bytes in pairs would not fit into 16 bits, so even and odd bytes are
-            // widened first.
-            let even_codes = _mm256_and_si256(codes, _mm256_set1_epi16(255));
-            let odd_codes = _mm256_srli_epi16::<8>(codes);
-            let even_digits = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(digits));
-            let odd_digits = _mm256_srai_epi16::<8>(digits);
-            let even = _mm256_madd_epi16(even_codes, even_digits);
-            let odd = _mm256_madd_epi16(odd_codes, odd_digits);
-            _mm256_add_epi32(sums, _mm256_add_epi32(even, odd))
-        }
-    }
-
-    #[inline(always)]
-    fn dot_halves(self, sums: __m256i, codes: __m256i, digits: __m256i) -> __m256i {
-        if VNNI {
-            return self.dot(sums, codes, digits);
-        }
-        // SAFETY: see above. Two products are at most 2 · 15 · 128, far from saturation.
-        unsafe {
-            let pairs = _mm256_maddubs_epi16(codes, digits);
-            _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+            let first = _mm256_madd_epi16(codes[0], digits[0]);
+            let second = _mm256_madd_epi16(codes[1], digits[1]);
+            _mm256_add_epi32(sums, _mm256_add_epi32(first, second))
         }
     }
 

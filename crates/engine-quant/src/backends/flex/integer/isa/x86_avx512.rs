@@ -31,10 +31,12 @@ unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
 // checked the features; pointers are vouched for by the caller of each method.
 impl Integers for Avx512 {
     const LANES: usize = 16;
+    const DIGITS: usize = 1;
     const ROWS: usize = 12;
     const VECTORS: usize = 2;
     type I = __m512i;
     type F = __m512;
+    type Factors = __m512i;
 
     #[inline(always)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
@@ -55,9 +57,14 @@ impl Integers for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_digits(self, from: *const u8) -> __m512i {
+    fn spread(self, codes: __m512i) -> __m512i {
+        codes
+    }
+
+    #[inline(always)]
+    unsafe fn load_digits(self, from: *const u32) -> __m512i {
         // SAFETY: see above.
-        unsafe { _mm512_set1_epi32(from.cast::<i32>().read_unaligned()) }
+        unsafe { _mm512_set1_epi32(from.cast::<i32>().read()) }
     }
 
     #[inline(always)]
