@@ -42,6 +42,14 @@ pub enum DeviceError {
         /// What was given.
         name: String,
     },
+    /// [`ENGINE_ISA`](engine_quant::instruction_set::VARIABLE) names none that we know.
+    #[cfg(feature = "cpu")]
+    #[error("environment variable {variable}: {source}", variable = engine_quant::instruction_set::VARIABLE)]
+    InstructionSet {
+        /// What is wrong with it.
+        #[from]
+        source: engine_quant::UnknownInstructionSet,
+    },
     /// This build does not contain the backend.
     #[error("device `{device}` is not in this build: build with `--features {feature}`")]
     NotCompiledIn {
@@ -66,6 +74,8 @@ impl Device {
     /// # Errors
     /// If a device was named that is not compiled in or not present.
     pub fn select(self) -> Result<Selected, DeviceError> {
+        #[cfg(feature = "cpu")]
+        engine_quant::InstructionSet::widest()?;
         match self {
             Self::Auto => Ok(select_best()),
             Self::Cpu if cfg!(feature = "cpu") => Ok(selected(self, "asked for")),

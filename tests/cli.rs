@@ -13,6 +13,7 @@ use std::{
 
 use common::{Fixture, data, max_difference, model};
 use engine::Device;
+use engine_quant::instruction_set::VARIABLE;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -173,6 +174,35 @@ fn generate_prints_the_reference_tokens() {
     let expected: Vec<Value> =
         fixture.ids("prompt0.greedy_ids").into_iter().map(Value::from).collect();
     assert_eq!(json["tokens"].as_array(), Some(&expected));
+}
+
+/// A run whose kernels use no wider instruction set than this.
+fn limited(instruction_set: &str, name: &str, arguments: &[&str]) -> Output {
+    let mut command = example(name);
+    command.args(arguments).env(VARIABLE, instruction_set).stdin(Stdio::null());
+    finished(command.output().unwrap())
+}
+
+#[test]
+fn every_instruction_set_continues_alike() {
+    let fixture = Fixture::open("stories260K");
+    let ids: Vec<_> = fixture.ids("prompt0.input_ids").iter().map(u32::to_string).collect();
+    for quant in ["none", "none+activations=16bit", "int8", "int4:group=32+activations=16bit"] {
+        let tokens = ids.join(",");
+        let arguments = ["--device", "cpu", "--quant", quant, "--tokens", &tokens];
+        let arguments =
+            [&arguments[..], &["--max-tokens", "64", "--ignore-eos", "--json"]].concat();
+        let expected: Value = serde_json::from_str(&accepted("generate", &arguments)).unwrap();
+        for widest in ["portable", "avx2", "avx-vnni", "avx512"] {
+            let output = limited(widest, "generate", &arguments);
+            assert_eq!(output.code, Some(0), "{}", output.stderr);
+            let found: Value = serde_json::from_str(&output.stdout).unwrap();
+            assert_eq!(found["tokens"], expected["tokens"], "{quant} with {widest}");
+        }
+    }
+    let output = limited("sse9", "generate", &["--tokens", "1"]);
+    assert_eq!(output.code, Some(2), "{}", output.stderr);
+    assert!(output.stderr.contains("sse9") && output.stderr.contains("avx2"), "{}", output.stderr);
 }
 
 #[test]

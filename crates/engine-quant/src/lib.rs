@@ -51,7 +51,10 @@ pub use activations::Activations;
 #[cfg(feature = "cube")]
 pub use backends::cube::gate_value;
 #[cfg(feature = "flex")]
-pub use backends::flex::{peak, simd, threads};
+pub use backends::flex::{
+    instruction_set::{self, InstructionSet, UnknownInstructionSet},
+    peak, simd, threads,
+};
 pub use codes::CodeOrder;
 pub use dense::Dense;
 pub use error::QuantError;

@@ -3,6 +3,7 @@
 mod dense;
 mod dots;
 mod floats;
+pub mod instruction_set;
 mod integer;
 mod packed;
 mod panels;

@@ -3,6 +3,9 @@
 
 use std::{hint::black_box, thread, time::Instant};
 
+#[cfg(target_arch = "x86_64")]
+use crate::InstructionSet;
+
 /// A type of arithmetic that matrix products may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arithmetic {
@@ -75,25 +78,30 @@ pub fn multiply_adds_per_second(kind: Arithmetic, threads: usize) -> Option<(f64
 #[cfg(target_arch = "x86_64")]
 fn unit(kind: Arithmetic) -> Option<Unit> {
     use x86::*;
+    let [avx512, avx_vnni, avx2] =
+        [InstructionSet::Avx512, InstructionSet::AvxVnni, InstructionSet::Avx2]
+            .map(InstructionSet::is_allowed);
     let unit = |instruction, width, run| Some(Unit { instruction, width, run });
     match kind {
-        Arithmetic::F32 if is_x86_feature_detected!("avx512f") => {
+        Arithmetic::F32 if avx512 && is_x86_feature_detected!("avx512f") => {
             unit("vfmadd231ps zmm", 16, f32_avx512)
         }
-        Arithmetic::F32 if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") => {
+        Arithmetic::F32
+            if avx2 && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") =>
+        {
             unit("vfmadd231ps ymm", 8, f32_avx2)
         }
         Arithmetic::F32 => Some(PORTABLE),
-        Arithmetic::Bf16 if is_x86_feature_detected!("avx512bf16") => {
+        Arithmetic::Bf16 if avx512 && is_x86_feature_detected!("avx512bf16") => {
             unit("vdpbf16ps zmm", 32, bf16_avx512)
         }
-        Arithmetic::Int8 if is_x86_feature_detected!("avx512vnni") => {
+        Arithmetic::Int8 if avx512 && is_x86_feature_detected!("avx512vnni") => {
             unit("vpdpbusd zmm", 64, int8_avx512)
         }
-        Arithmetic::Int8 if is_x86_feature_detected!("avxvnni") => {
+        Arithmetic::Int8 if avx_vnni && is_x86_feature_detected!("avxvnni") => {
             unit("vpdpbusd ymm", 32, int8_avx_vnni)
         }
-        Arithmetic::Int8 if is_x86_feature_detected!("avx2") => {
+        Arithmetic::Int8 if avx2 && is_x86_feature_detected!("avx2") => {
             unit("vpmaddubsw ymm", 32, int8_avx2)
         }
         _ => None,

@@ -10,6 +10,7 @@ use half::bf16;
 use super::super::simd::{self, Avx512, Simd};
 use super::super::tiles::COLUMNS;
 use super::{AHEAD, Dots, PanelDots, prefetch};
+use crate::InstructionSet;
 
 /// Both operands are `bf16`, multiplied in pairs by AVX-512.
 ///
@@ -28,7 +29,9 @@ pub trait PairsKernel {
 
 /// Whether this CPU has the instructions.
 pub fn is_available() -> bool {
-    is_x86_feature_detected!("avx512bf16") && Avx512::is_available()
+    InstructionSet::Avx512.is_allowed()
+        && is_x86_feature_detected!("avx512bf16")
+        && Avx512::is_available()
 }
 
 /// Runs the kernel.

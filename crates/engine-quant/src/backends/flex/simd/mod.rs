@@ -43,6 +43,8 @@ use std::sync::LazyLock;
 
 use half::{bf16, f16};
 
+use crate::InstructionSet;
+
 /// A computation that is compiled once for each instruction set.
 ///
 /// `run` and every generic function below it is `#[inline(always)]`: code that stays a function of
@@ -68,10 +70,25 @@ enum Set {
     Portable,
 }
 
-static BEST: LazyLock<Isa> = LazyLock::new(|| Isa::available()[0]);
+static BEST: LazyLock<Isa> = LazyLock::new(|| {
+    let allowed = |isa: &Isa| isa.0.instruction_set().is_allowed();
+    Isa::available().into_iter().find(allowed).unwrap_or(Isa(Set::Portable))
+});
+
+impl Set {
+    fn instruction_set(self) -> InstructionSet {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => InstructionSet::Avx512,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => InstructionSet::Avx2,
+            Self::Portable => InstructionSet::Portable,
+        }
+    }
+}
 
 impl Isa {
-    /// The widest instruction set of this CPU.
+    /// The widest instruction set of this CPU that kernels may use.
     pub fn best() -> Self {
         *BEST
     }

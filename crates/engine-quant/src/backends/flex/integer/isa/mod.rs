@@ -13,6 +13,8 @@ use std::sync::LazyLock;
 
 use half::f16;
 
+use crate::InstructionSet;
+
 /// A computation that is compiled once for each instruction set; as for
 /// [`simd::Kernel`](crate::simd::Kernel), all of it is `#[inline(always)]`.
 pub trait Kernel {
@@ -38,18 +40,32 @@ enum Set {
     Portable,
 }
 
-static BEST: LazyLock<Isa> = LazyLock::new(|| Isa::available()[0]);
+static BEST: LazyLock<Isa> = LazyLock::new(|| {
+    let allowed = |isa: &Isa| isa.0.instruction_set().is_allowed();
+    Isa::available().into_iter().find(allowed).unwrap_or(Isa(Set::Portable))
+});
+
+impl Set {
+    fn instruction_set(self) -> InstructionSet {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => InstructionSet::Avx512,
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => InstructionSet::AvxVnni,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => InstructionSet::Avx2,
+            Self::Portable => InstructionSet::Portable,
+        }
+    }
+}
 
 impl Isa {
-    /// Whether one instruction multiplies and sums four bytes in all lanes of its longest vectors.
-    pub fn has_dot_products(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        return self.0 == Set::Avx512Vnni;
-        #[cfg(not(target_arch = "x86_64"))]
-        false
+    /// Whether it has instructions that multiply and add neighbours.
+    pub fn adds_neighbours(self) -> bool {
+        self.0 != Set::Portable
     }
 
-    /// The fastest instruction set of this CPU.
+    /// The fastest instruction set of this CPU that kernels may use.
     pub fn best() -> Self {
         *BEST
     }
